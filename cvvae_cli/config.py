@@ -1,0 +1,136 @@
+"""Frozen dataclasses: what a model is, how it is tiled. No torch here, so the command line stays quick.
+
+A `CVVAEConfig` describes a member of the official family (`sd21`, `sd3`), a `CompactConfig` the small
+family of the model that ships in the package. Both are read from and written to plain dictionaries.
+"""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Literal
+
+from cvvae_cli.errors import ModelError, UsageError
+from cvvae_cli.geometry import SPATIAL_COMPRESSION_RATIO, TEMPORAL_COMPRESSION_RATIO, cell_count
+
+Variant = Literal["sd21", "sd3"]
+
+
+@dataclass(frozen=True)
+class CVVAEConfig:
+    """An official CV-VAE architecture.
+
+    Attributes:
+        variant: which published family: paddings, norms' eps, attention and names follow from it.
+        latent_channels: z.
+        channels: width of each level, largest grid first.
+        blocks_per_level: residual blocks per level of the encoder; the decoder has one more.
+        half_3d: the second convolution of each residual block is 3x3 per frame (released weights), not
+            3x3x3 (the paper's all-3D row).
+        norm_groups: groups of every GroupNorm.
+        scaling_factor, shift_factor: a diffusion model sees (z - shift_factor) * scaling_factor.
+    """
+
+    variant: Variant = "sd21"
+    latent_channels: int = 4
+    channels: tuple[int, int, int, int] = (128, 256, 512, 512)
+    blocks_per_level: int = 2
+    half_3d: bool = True
+    norm_groups: int = 32
+    scaling_factor: float = 0.18215
+    shift_factor: float = 0.0
+
+
+@dataclass(frozen=True)
+class CompactConfig:
+    """The small norm-free family whose default member ships in the package: a linear code of
+    4 x 8 x 8 px blocks plus a learned residual.
+
+    Attributes:
+        latent_channels: z.
+        encoder_channels, decoder_channels: width at 1/4 size, at 1/8 size and half rate, at the latent grid.
+        encoder_blocks, decoder_blocks: residual blocks at the same three places.
+        scaling_factor, shift_factor: as in `CVVAEConfig`.
+    """
+
+    latent_channels: int = 16
+    encoder_channels: tuple[int, int, int] = (32, 96, 192)
+    decoder_channels: tuple[int, int, int] = (32, 96, 224)
+    encoder_blocks: tuple[int, int, int] = (1, 1, 1)
+    decoder_blocks: tuple[int, int, int] = (1, 1, 2)
+    scaling_factor: float = 1.0
+    shift_factor: float = 0.0
+
+
+ModelConfig = CVVAEConfig | CompactConfig
+
+SD21 = CVVAEConfig()
+SD3 = CVVAEConfig(variant="sd3", latent_channels=16, scaling_factor=1.5305, shift_factor=0.0609)
+
+
+def config_to_dict(config: ModelConfig) -> dict:
+    """A JSON-ready dictionary with the key `family` ("cv-vae" or "compact") beside the fields."""
+    return {"family": "cv-vae" if isinstance(config, CVVAEConfig) else "compact", **asdict(config)}
+
+
+def config_from_dict(data: dict) -> ModelConfig:
+    """The inverse of `config_to_dict`.
+
+    Raises:
+        ModelError: unknown family, or keys that do not belong to it.
+    """
+    families = {"cv-vae": CVVAEConfig, "compact": CompactConfig}
+    family = families.get(data.get("family"))
+    if family is None:
+        raise ModelError(f"Model family {data.get('family')!r} is unknown; this version knows {', '.join(families)}.")
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k != "family"}
+    extra = sorted(set(values) - {f.name for f in fields(family)})
+    if extra:
+        raise ModelError(f"Model config has unknown keys {', '.join(extra)}; it was written by another version.")
+    return family(**values)
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a video is cut for the network.
+
+    Attributes:
+        tile: tile size in pixels; rounded to cells (8 px).
+        overlap: least overlap of neighbouring tiles in pixels.
+        chunk_overlap: frames that neighbouring chunks crossfade, a multiple of 4; 0 as the release does.
+        chunk: frames per chunk, 1 + 4k.
+        mode: "blend" (equal tiles, normalised overlap-add) or "official" (the release's algorithm).
+    """
+
+    tile: int = 256
+    overlap: int = 64
+    chunk_overlap: int = 4
+    chunk: int = 17
+    mode: Literal["blend", "official"] = "blend"
+
+    def __post_init__(self) -> None:
+        ratio_t, ratio_s = TEMPORAL_COMPRESSION_RATIO, SPATIAL_COMPRESSION_RATIO
+        if self.tile < 64:
+            raise UsageError(f"Tile {self.tile} px is too small; pass --tile 64 or more.")
+        if self.chunk < 5 or self.chunk % ratio_t != 1:
+            raise UsageError(f"Chunk {self.chunk} must be 1 + 4k frames, at least 5; pass --chunk 17.")
+        if self.mode == "official":
+            if self.tile % 72:
+                raise UsageError(f"Tile {self.tile} px is not a multiple of 72, where the official algorithm loses pixels; pass --tile 576.")
+            if self.chunk_overlap:
+                raise UsageError(f"Chunk overlap {self.chunk_overlap} does not exist in the official algorithm; pass --chunk-overlap 0.")
+            return
+        if not 0 <= self.overlap or self.overlap_cells >= self.tile_cells:
+            raise UsageError(f"Overlap {self.overlap} px must be at least 0 and smaller than the tile {self.tile} px; pass --overlap {self.tile // 4 // ratio_s * ratio_s}.")
+        if self.chunk_overlap % ratio_t or not 0 <= self.chunk_overlap <= self.chunk - 1 - ratio_t:
+            raise UsageError(f"Chunk overlap {self.chunk_overlap} must be a multiple of 4 from 0 to {self.chunk - 1 - ratio_t} frames; pass --chunk-overlap 4.")
+
+    @classmethod
+    def official(cls, tile: int = 576) -> "Tiling":
+        """The release's tiling: no temporal blend, overlap ratio 0.2222."""
+        return cls(tile=tile, overlap=tile * 2 // 9, chunk_overlap=0, mode="official")
+
+    @property
+    def tile_cells(self) -> int:
+        return max(1, round(self.tile / SPATIAL_COMPRESSION_RATIO))
+
+    @property
+    def overlap_cells(self) -> int:
+        return cell_count(self.overlap)
