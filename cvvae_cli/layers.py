@@ -1,0 +1,318 @@
+"""Building blocks of the official CV-VAE architectures, `sd21` and `sd3`.
+
+What the two differ in is data: a `Style` names every padding, the norms' eps and the decoder's attention.
+Activations are channels_last_3d throughout, so that frames, tokens and pixels are views and pointwise maps
+are matrix products. Memory: a block holds its input, one padded copy and one output; nothing is kept for
+later unless autograd asks. This module knows blocks, not networks, names of weights or files.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from cvvae_kernels import pad3d
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cvvae_cli.config import Variant
+
+PadMode = Literal["replicate", "zeros"]
+# Pixels per call of the attention over time: CUDA's kernels put them on a grid axis that ends at 65535.
+TEMPORAL_ATTENTION_PIXELS = 32768
+
+
+@dataclass(frozen=True)
+class Padding:
+    """What a 3x3x3 convolution reads beyond its input.
+
+    Attributes:
+        time: frames in front and behind.
+        space: pixels at the top, bottom, left and right.
+        time_mode, space_mode: repeat the border or read zeros.
+    """
+
+    time: tuple[int, int]
+    space: tuple[int, int, int, int]
+    time_mode: PadMode
+    space_mode: PadMode
+
+
+@dataclass(frozen=True)
+class Style:
+    """The details in which `sd21` and `sd3` differ.
+
+    Attributes:
+        eps: of every GroupNorm.
+        encoder, decoder: paddings of their conv_in, residual and conv_out convolutions.
+        downsample, upsample: paddings of the strided convolutions and of those after the upsampling.
+        decoder_attends_time: the decoder's mid block attends over time after space.
+    """
+
+    eps: float
+    encoder: Padding
+    decoder: Padding
+    downsample: Padding
+    upsample: Padding
+    decoder_attends_time: bool
+
+
+AROUND = (1, 1, 1, 1)
+CAUSAL = (2, 0)
+CENTRED = (1, 1)
+
+STYLES: dict[Variant, Style] = {
+    "sd21": Style(
+        eps=1e-5,
+        encoder=Padding(CAUSAL, AROUND, "replicate", "zeros"),
+        decoder=Padding(CENTRED, AROUND, "zeros", "zeros"),
+        downsample=Padding(CAUSAL, (0, 1, 0, 1), "replicate", "zeros"),
+        upsample=Padding(CENTRED, AROUND, "replicate", "zeros"),
+        decoder_attends_time=True,
+    ),
+    "sd3": Style(
+        eps=1e-6,
+        encoder=Padding(CAUSAL, AROUND, "replicate", "replicate"),
+        decoder=Padding(CENTRED, AROUND, "replicate", "replicate"),
+        downsample=Padding(CAUSAL, AROUND, "replicate", "replicate"),
+        upsample=Padding(CENTRED, AROUND, "replicate", "replicate"),
+        decoder_attends_time=False,
+    ),
+}
+
+
+def as_frames(x: Tensor) -> Tensor:
+    """(B, C, T, H, W) -> (B T, C, H, W), a channels_last view of a channels_last_3d tensor."""
+    return x.transpose(1, 2).flatten(0, 1)
+
+
+def from_frames(frames: Tensor, batch: int) -> Tensor:
+    """The inverse of `as_frames`, a view."""
+    return frames.unflatten(0, (batch, -1)).transpose(1, 2)
+
+
+def silu(x: Tensor) -> Tensor:
+    """SiLU that overwrites `x` when no gradient is wanted: callers pass only what they own."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
+class GroupNorm(nn.GroupNorm):
+    """GroupNorm over (C/groups, T, H, W), or per frame on a 4-D tensor, that keeps channels last.
+
+    torch's CPU kernel works on channels_last as it is; the CUDA one answers in contiguous order, which every
+    later view would have to copy, so it is brought back here once.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        last = torch.channels_last_3d if x.dim() == 5 else torch.channels_last
+        return super().forward(x).contiguous(memory_format=last)
+
+
+class PaddedConv3d(nn.Conv3d):
+    """A 3x3x3 convolution with any `Padding`.
+
+    Zeros that lie evenly on both sides are the convolution's own business and cost nothing; `pad` copies
+    the input once for all the rest. `pad` and `convolve` are apart so that a caller can let go of the
+    unpadded tensor in between.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, padding: Padding, stride: tuple[int, int, int] = (1, 1, 1)) -> None:
+        own_time = padding.time_mode == "zeros" and padding.time[0] == padding.time[1]
+        own_space = padding.space_mode == "zeros" and len(set(padding.space)) == 1
+        own = (padding.time[0] if own_time else 0, *(2 * (padding.space[0] if own_space else 0,)))
+        super().__init__(in_channels, out_channels, 3, stride, own)
+        self.rest = (*((0, 0) if own_time else padding.time), *((0, 0, 0, 0) if own_space else padding.space))
+        self.modes = (padding.time_mode, padding.space_mode)
+
+    @property
+    def pads_space(self) -> bool:
+        """Whether `pad` adds pixels, not only frames."""
+        return any(self.rest[2:])
+
+    def pad(self, x: Tensor) -> Tensor:
+        """Add what the convolution does not pad by itself; `x` itself where that is nothing."""
+        return pad3d(x, self.rest, *self.modes) if any(self.rest) else x
+
+    def convolve(self, padded: Tensor) -> Tensor:
+        """The convolution of an input that went through `pad`; channels_last_3d, also where torch answers otherwise.
+
+        For few channels or pixels in float32 torch's CPU falls back to a contiguous kernel; its answer would make
+        every later step copy.
+        """
+        return super().forward(padded).contiguous(memory_format=torch.channels_last_3d)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pad(x)
+        return self.convolve(x)
+
+
+class FrameConv(nn.Conv2d):
+    """A 3x3 convolution of each frame of (B, C, T, H, W), zeros around it in every variant."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return from_frames(super().forward(as_frames(x)), x.shape[0])
+
+
+class Pointwise(nn.Linear):
+    """A 1x1x1 convolution of (B, C, T, H, W), run as a matrix product."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+class NormConv(nn.Module):
+    """GroupNorm, SiLU, convolution.
+
+    `prepare` and `convolve` are apart so that a caller can let go of the input in between.
+    """
+
+    def __init__(self, norm: GroupNorm, conv: PaddedConv3d | FrameConv) -> None:
+        super().__init__()
+        self.norm = norm
+        self.conv = conv
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Everything before the convolution: norm, SiLU, padding."""
+        h = silu(self.norm(x))
+        return h if isinstance(self.conv, FrameConv) else self.conv.pad(h)
+
+    def convolve(self, prepared: Tensor) -> Tensor:
+        """The convolution of what `prepare` gave."""
+        return self.conv(prepared) if isinstance(self.conv, FrameConv) else self.conv.convolve(prepared)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.prepare(x)
+        return self.convolve(x)
+
+
+@dataclass(frozen=True)
+class BlockOptions:
+    """What all residual blocks of one encoder or decoder share.
+
+    Attributes:
+        padding: of the 3x3x3 convolutions.
+        half_3d: the second convolution is 3x3 per frame.
+        groups, eps: of the norms.
+    """
+
+    padding: Padding
+    half_3d: bool
+    groups: int
+    eps: float
+
+    def norm(self, channels: int) -> GroupNorm:
+        return GroupNorm(self.groups, channels, self.eps)
+
+    def conv(self, in_channels: int, out_channels: int) -> PaddedConv3d:
+        return PaddedConv3d(in_channels, out_channels, self.padding)
+
+
+class ResidualBlock(nn.Module):
+    """Two norm-SiLU-convolution stages beside a shortcut: (B, in, T, H, W) -> (B, out, T, H, W)."""
+
+    def __init__(self, in_channels: int, out_channels: int, options: BlockOptions) -> None:
+        super().__init__()
+        self.first = NormConv(options.norm(in_channels), options.conv(in_channels, out_channels))
+        second = FrameConv(out_channels, out_channels) if options.half_3d else options.conv(out_channels, out_channels)
+        self.second = NormConv(options.norm(out_channels), second)
+        self.shortcut = Pointwise(in_channels, out_channels) if in_channels != out_channels else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Step by step: each rebinding frees a tensor that a nested call would hold until it returns.
+        h = self.first.prepare(x)
+        h = self.first.convolve(h)
+        h = self.second.prepare(h)
+        h = self.second.convolve(h)
+        # In place: no backward reads the output of a convolution, so autograd allows it too.
+        return h.add_(x if self.shortcut is None else self.shortcut(x))
+
+
+class SpatialAttention(nn.Module):
+    """One-head attention over the pixels of each frame: (B, C, T, H, W) to the same shape, input NOT added.
+
+    Memory: O(T H W C); SDPA never lays out the H W x H W scores on CPU, nor on CUDA with its
+    memory-efficient kernel, the only one there that takes a head of 512 channels.
+    """
+
+    def __init__(self, channels: int, options: BlockOptions) -> None:
+        super().__init__()
+        self.norm = options.norm(channels)
+        self.query = nn.Linear(channels, channels)
+        self.key = nn.Linear(channels, channels)
+        self.value = nn.Linear(channels, channels)
+        self.out = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.norm(as_frames(x)).flatten(2).transpose(1, 2).unsqueeze(1)
+        mixed = F.scaled_dot_product_attention(self.query(tokens), self.key(tokens), self.value(tokens))
+        frames = self.out(mixed.squeeze(1)).transpose(1, 2).unflatten(2, x.shape[3:])
+        return from_frames(frames, x.shape[0])
+
+
+class TemporalAttention(nn.Module):
+    """LayerNorm and one-head attention over the frames at each pixel: (B, C, T, H, W) to the same shape, input NOT added."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels, eps=1e-5)
+        self.query = nn.Linear(channels, channels)
+        self.key = nn.Linear(channels, channels)
+        self.value = nn.Linear(channels, channels)
+        self.out = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.norm(x.movedim(1, -1).flatten(2, 3))
+        projected = [project(tokens).transpose(1, 2) for project in (self.query, self.key, self.value)]
+        pieces = zip(*(p.split(TEMPORAL_ATTENTION_PIXELS, dim=1) for p in projected))
+        mixed = torch.cat([F.scaled_dot_product_attention(*piece) for piece in pieces], dim=1)
+        return self.out(mixed.transpose(1, 2)).unflatten(2, x.shape[3:]).movedim(-1, 1)
+
+
+class MidBlock(nn.Module):
+    """Residual block, attention, residual block on the smallest grid."""
+
+    def __init__(self, channels: int, options: BlockOptions, attends_time: bool) -> None:
+        super().__init__()
+        self.before = ResidualBlock(channels, channels, options)
+        self.spatial = SpatialAttention(channels, options)
+        self.temporal = TemporalAttention(channels) if attends_time else None
+        self.after = ResidualBlock(channels, channels, options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.before(x)
+        h = self.spatial(x)
+        if self.temporal is not None:
+            h = self.temporal(h)
+        return self.after(x + h)
+
+
+class Upsample(nn.Module):
+    """Nearest 2x in space, then a convolution that may also double time.
+
+    (B, C, T, H, W) -> (B, C, T, 2H, 2W), or (B, C, 2T - 1, 2H, 2W): the convolution then emits two frames per
+    frame, stacked on channels, and the first of all is dropped because the first latent stands for one frame.
+    """
+
+    def __init__(self, channels: int, padding: Padding, doubles_time: bool) -> None:
+        super().__init__()
+        self.doubles_time = doubles_time
+        self.conv = PaddedConv3d(channels, 2 * channels if doubles_time else channels, padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Padding of time alone gives the same before the upsampling, where it copies a quarter.
+        if not self.conv.pads_space:
+            x = self.conv.pad(x)
+        x = from_frames(F.interpolate(as_frames(x), scale_factor=2.0, mode="nearest"), x.shape[0])
+        if self.conv.pads_space:
+            x = self.conv.pad(x)
+        x = self.conv.convolve(x)
+        return unstack_time(x) if self.doubles_time else x
+
+
+def unstack_time(x: Tensor) -> Tensor:
+    """(B, 2C, T, H, W) -> (B, C, 2T - 1, H, W): channel group n of frame k becomes frame 2k + n, the first goes."""
+    pairs = x.movedim(1, -1).unflatten(-1, (2, -1))
+    frames = pairs.movedim(-2, 2).flatten(1, 2)[:, 1:]
+    return frames.movedim(-1, 1).contiguous(memory_format=torch.channels_last_3d)
