@@ -58,68 +58,17 @@ def tile_windows(cells: int, tile: int, overlap: int) -> list[Window]:
 
 
 def official_windows(cells: int, tile: int, stride: int) -> list[Window]:
-    """The release's tiles: a fixed stride from 0, each window cut off at the end, remainders included.
+    """The release's tiles: a fixed stride from 0, the last one cut off at the end.
 
-    Source: the behaviour of AILab-CVC/CV-VAE at 375f18a, where a tile starts at every multiple of the
-    stride below the size.
+    No tile starts where the one before it already reaches the end. Source: the tensors that
+    AILab-CVC/CV-VAE at 375f18a computes.
     """
-    return [Window(s, min(s + tile, cells)) for s in range(0, cells, stride)]
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """One window in time, in latent frames.
-
-    Attributes:
-        start: first latent frame the network sees. For every chunk but the first it is context only: there
-            it stands for one frame where its true neighbour stands for four, so its output is dropped.
-        stop: one past the last latent frame it sees.
-        keep: first latent frame whose output is used (`start` for the first chunk, else `start + 1`).
-    """
-
-    start: int
-    stop: int
-
-    @property
-    def keep(self) -> int:
-        return self.start if self.start == 0 else self.start + 1
-
-    @property
-    def first_frame(self) -> int:
-        """First frame the chunk reads (encode) or emits (decode)."""
-        return TEMPORAL_COMPRESSION_RATIO * self.start
-
-    @property
-    def first_kept_frame(self) -> int:
-        return self.first_frame if self.start == 0 else self.first_frame + 1
-
-    @property
-    def num_frames(self) -> int:
-        return frame_count(self.stop - self.start)
-
-    @property
-    def end_frame(self) -> int:
-        """One past the last frame."""
-        return self.first_frame + self.num_frames
+    return [Window(s, min(s + tile, cells)) for s in range(0, max(cells - (tile - stride), 1), stride)]
 
 
 def chunk_stride(chunk_frames: int, overlap_frames: int) -> int:
     """Latent frames from one chunk to the next: neighbours share one context frame plus the overlap."""
     return (chunk_frames - 1 - overlap_frames) // TEMPORAL_COMPRESSION_RATIO
-
-
-def chunk_at(index: int, chunk_frames: int, overlap_frames: int, latent_frames: int | None = None) -> Chunk:
-    """Chunk number `index`, cut off at `latent_frames` where the length is known."""
-    start = index * chunk_stride(chunk_frames, overlap_frames)
-    stop = start + latent_frame_count(chunk_frames)
-    return Chunk(start, stop if latent_frames is None else min(stop, latent_frames))
-
-
-def chunk_plan(latent_frames: int, chunk_frames: int, overlap_frames: int) -> list[Chunk]:
-    """Chunks that cover `latent_frames`: regular starts, the last one cut off at the end."""
-    stride = chunk_stride(chunk_frames, overlap_frames)
-    count = max(1, math.ceil((latent_frames - 1 - overlap_frames // TEMPORAL_COMPRESSION_RATIO) / stride))
-    return [chunk_at(i, chunk_frames, overlap_frames, latent_frames) for i in range(count)]
 
 
 def blend_weights(windows: list[Window], scale: int = 1) -> list[list[float]]:

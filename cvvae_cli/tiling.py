@@ -180,7 +180,10 @@ def _blended_bands(window: Callable[[Window, Window], Tensor], rows: list[Window
 def _official_bands(
     window: Callable[[Window, Window], Tensor], rows: list[Window], cols: list[Window], stride: int, extent: int
 ) -> Iterator[tuple[int, Tensor]]:
-    """The release's blend: each tile is faded in place, first into the finished tile above, then into its left neighbour."""
+    """The release's blend: each tile is faded in place, first into the finished tile above, then into its left neighbour.
+
+    All but the last tile of an axis are then cropped to the stride.
+    """
     above: list[Tensor] = []
     for i, row in enumerate(rows):
         current: list[Tensor] = []
@@ -191,7 +194,9 @@ def _official_bands(
             if current:
                 _fade_in(current[-1], y, extent, dim=4)
             current.append(y)
-        yield i * stride, torch.cat([y[..., :stride, :stride] for y in current], dim=4)
+        kept = [y if col is cols[-1] else y[..., :stride] for y, col in zip(current, cols)]
+        strip = torch.cat(kept, dim=4)
+        yield i * stride, strip if row is rows[-1] else strip[..., :stride, :]
         above = current
 
 

@@ -50,3 +50,5 @@ def test_weights_fade_linearly_by_hand():
 
 def test_official_windows_leave_a_remainder():
     assert official_windows(20, 9, 7) == [Window(0, 9), Window(7, 16), Window(14, 20)]
+    assert official_windows(15, 9, 7) == [Window(0, 9), Window(7, 15)]  # 14 lies inside the second tile
+    assert official_windows(9, 9, 7) == [Window(0, 9)]

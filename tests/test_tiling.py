@@ -113,7 +113,7 @@ def test_official_blend_matches_a_whole_frame_transcription():
                 n = min(a.shape[3], b.shape[3], 16)
                 for p in range(n):
                     a[..., p, :] = b[..., b.shape[3] - n + p, :] * (1 - p / n) + a[..., p, :] * (p / n)
-    want = torch.cat([torch.cat([t[..., :56, :56] for t in row], dim=4) for row in grid], dim=3)
+    want = torch.cat([torch.cat([row[0][..., : (56, 56, 160)[i], :56], row[1][..., : (56, 56, 160)[i], :]], dim=4) for i, row in enumerate(grid)], dim=3)
     assert got.shape == want.shape == (1, 1, 1, 160, 96)
     assert torch.allclose(got, want, atol=1e-6)
 
