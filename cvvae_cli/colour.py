@@ -1,0 +1,242 @@
+"""Between a video's pixels and 8-bit RGB: matrix, range, chroma siting, size and orientation.
+
+Nothing here knows files or time. Codes are FFmpeg's AVCOL_* numbers (those of ITU-T H.273); 2 means that the
+source does not say, in matrix, primaries and transfer, and 0 in range. Transfer and primaries are passed on,
+never converted: HDR codes come through as they are.
+
+swscale's defaults are wrong for our purpose in three ways that are all measured: RGB to YUV is always BT.601,
+the fast YUV to RGB path darkens by more than one level, and chroma of frames made from arrays is sited in the
+centre while H.264 and its successors mean left.
+"""
+
+import os
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+
+import av
+import numpy as np
+from av.filter import Graph
+from av.video.format import VideoFormat
+from av.video.frame import VideoFrame
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+
+UNSPECIFIED = 2
+LIMITED, FULL = 1, 2
+RGB, BT709, BT601 = 0, 1, 6
+
+_TO_SWSCALE = {
+    1: Colorspace.ITU709,
+    4: Colorspace.FCC,
+    5: Colorspace.ITU601,
+    6: Colorspace.ITU601,
+    7: Colorspace.SMPTE240M,
+    9: Colorspace.BT2020,
+    10: Colorspace.BT2020,
+}
+_TO_SCALE_FILTER = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
+
+_READ_FLAGS = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+"""Bicubic and not bilinear: over a YUV -> RGB -> YUV identity it loses 3-5 dB less of the chroma of real clips."""
+
+_THREADS = min(4, os.cpu_count() or 1)
+"""Of swscale, per stream: more gain little on one frame and would starve the network."""
+
+_WRITE_FLAGS = "lanczos+accurate_rnd+full_chroma_int"
+
+
+@dataclass(frozen=True)
+class Colour:
+    """The colour description of a source, as its tags give it.
+
+    Attributes:
+        matrix: AVCOL_SPC_*: 1 = BT.709, 5 and 6 = BT.601, 9 = BT.2020, 0 = RGB, 2 = not stated.
+        range: AVCOL_RANGE_*: 1 = limited (16..235), 2 = full (0..255), 0 = not stated (limited).
+        primaries: AVCOL_PRI_*.
+        transfer: AVCOL_TRC_*: 16 = PQ, 18 = HLG.
+    """
+
+    matrix: int = UNSPECIFIED
+    range: int = 0
+    primaries: int = UNSPECIFIED
+    transfer: int = UNSPECIFIED
+
+    def assumed_matrix(self, height: int, width: int) -> int:
+        """The matrix to compute with: the stated one, or what players assume where none (or RGB) is stated.
+
+        Args:
+            height: of the frame, pixels.
+            width: of the frame, pixels.
+
+        Returns:
+            A code that swscale knows: BT.709 for untagged HD (720 lines or 1280 columns and more) and for
+            RGB sources, BT.601 for untagged SD.
+        """
+        if self.matrix in _TO_SWSCALE:
+            return self.matrix
+        return BT709 if self.matrix == RGB or height >= 720 or width >= 1280 else BT601
+
+    def for_yuv(self, height: int, width: int) -> "Colour":
+        """The description to write a YUV file of this size with: nothing of matrix and range left unsaid."""
+        full = self.range == FULL and self.matrix != RGB
+        matrix = self.assumed_matrix(height, width)
+        return Colour(matrix, FULL if full else LIMITED, self.primaries, self.transfer)
+
+    def to_dict(self) -> dict[str, int]:
+        """A JSON-ready dictionary."""
+        return asdict(self)
+
+
+def colour_of(frame: VideoFrame) -> Colour:
+    """What a decoded frame says about its colour; JPEG pixel formats count as full range."""
+    full = frame.format.name.startswith("yuvj")
+    return Colour(
+        int(frame.colorspace), FULL if full else int(frame.color_range), int(frame.color_primaries), int(frame.color_trc)
+    )
+
+
+@dataclass(frozen=True)
+class Orientation:
+    """How stored pixels become upright: first transposed, then mirrored.
+
+    Attributes:
+        transposed: rows become columns.
+        flip_x: left and right change places (after transposing).
+        flip_y: top and bottom change places (after transposing).
+    """
+
+    transposed: bool = False
+    flip_x: bool = False
+    flip_y: bool = False
+
+    @classmethod
+    def from_matrix(cls, matrix: np.ndarray) -> "Orientation":
+        """From the nine integers of a display matrix, rounded to the nearest right angle.
+
+        Args:
+            matrix: int32 [9], [a b u c d v x y w]: stored (x, y) is shown at (ax + cy, bx + dy).
+        """
+        a, b, c, d = (int(matrix[i]) for i in (0, 1, 3, 4))
+        if abs(b) + abs(c) > abs(a) + abs(d):
+            return cls(True, c < 0, b < 0)
+        return cls(False, a < 0, d < 0)
+
+    @classmethod
+    def from_rotation(cls, degrees: int) -> "Orientation":
+        """From an anticlockwise rotation in degrees, rounded to the nearest right angle."""
+        quarter = round(degrees / 90) % 4
+        return cls(quarter in (1, 3), quarter in (2, 3), quarter in (1, 2))
+
+    def apply(self, pixels: np.ndarray) -> np.ndarray:
+        """Turns an image [H, W, 3] upright; the result is contiguous."""
+        if self.transposed:
+            pixels = pixels.transpose(1, 0, 2)
+        if self.flip_x:
+            pixels = pixels[:, ::-1]
+        if self.flip_y:
+            pixels = pixels[::-1]
+        return np.ascontiguousarray(pixels)
+
+
+class FrameToRgb:
+    """Decoded frames of one stream to upright 8-bit RGB of one size.
+
+    Memory: one swscale context for the whole stream; a context per frame, which frame.to_ndarray would make,
+    is three times slower and leaks.
+    """
+
+    def __init__(self, colour: Colour, orientation: Orientation, width: int, height: int) -> None:
+        """
+        Args:
+            colour: stands in for what single frames leave unsaid.
+            orientation: applied after the conversion.
+            width: of the result, upright, pixels.
+            height: of the result, upright, pixels.
+        """
+        self._colour = colour
+        self._orientation = orientation
+        self._stored = (height, width) if orientation.transposed else (width, height)
+        self._reformatter = VideoReformatter()
+
+    def __call__(self, frame: VideoFrame) -> np.ndarray:
+        """Converts one frame.
+
+        Returns:
+            uint8 [height, width, 3]; alpha is ignored.
+        """
+        colour = colour_of(frame)
+        if colour.matrix == UNSPECIFIED:
+            colour = Colour(self._colour.matrix, colour.range)
+        full = (colour.range or self._colour.range) == FULL
+        rgb = self._reformatter.reformat(
+            frame,
+            width=self._stored[0],
+            height=self._stored[1],
+            format="rgb24",
+            src_colorspace=_TO_SWSCALE[colour.assumed_matrix(frame.height, frame.width)],
+            src_color_range=ColorRange.JPEG if full else ColorRange.MPEG,
+            dst_color_range=ColorRange.JPEG,
+            interpolation=_READ_FLAGS,
+            threads=_THREADS,
+        )
+        return self._orientation.apply(rgb.to_ndarray())
+
+
+class RgbToFrame:
+    """8-bit RGB images to frames that an encoder takes, in the matrix, range and siting that are tagged."""
+
+    def __init__(self, width: int, height: int, pix_fmt: str, colour: Colour, time_base: Fraction) -> None:
+        """
+        Args:
+            width: pixels.
+            height: pixels.
+            pix_fmt: FFmpeg's name of the encoder's pixel format.
+            colour: complete (`Colour.for_yuv`); of no effect for RGB formats.
+            time_base: seconds per tick of the frames' timestamps.
+        """
+        self._colour = colour
+        self._is_rgb = VideoFormat(pix_fmt, width, height).is_rgb
+        self._graph = Graph()
+        source = self._graph.add_buffer(width=width, height=height, format="rgb24", time_base=time_base)
+        scale = self._graph.add("scale", self._scale_arguments(has_subsampled_chroma(pix_fmt)))
+        pixels = self._graph.add("format", f"pix_fmts={pix_fmt}")
+        sink = self._graph.add("buffersink")
+        source.link_to(scale)
+        scale.link_to(pixels)
+        pixels.link_to(sink)
+        self._graph.configure()
+        self._time_base = time_base
+
+    def _scale_arguments(self, subsampled: bool) -> str:
+        if self._is_rgb:
+            return f"flags={_WRITE_FLAGS}"
+        matrix = _TO_SCALE_FILTER[self._colour.matrix]
+        limits = "pc" if self._colour.range == FULL else "tv"
+        siting = ":out_chroma_loc=left" if subsampled else ""
+        return f"out_color_matrix={matrix}:in_range=pc:out_range={limits}:flags={_WRITE_FLAGS}{siting}"
+
+    def __call__(self, rgb: np.ndarray, pts: int, duration: int) -> VideoFrame:
+        """Converts one image.
+
+        Args:
+            rgb: uint8 [height, width, 3].
+            pts: ticks.
+            duration: ticks.
+
+        Returns:
+            A tagged frame with its time.
+        """
+        image = VideoFrame.from_ndarray(np.ascontiguousarray(rgb), "rgb24")
+        image.pts, image.time_base = pts, self._time_base
+        self._graph.push(image)
+        frame = self._graph.pull()
+        frame.pts, frame.time_base, frame.duration = pts, self._time_base, duration
+        if not self._is_rgb:
+            frame.colorspace, frame.color_range = self._colour.matrix, self._colour.range
+        frame.color_primaries, frame.color_trc = self._colour.primaries, self._colour.transfer
+        return frame
+
+
+def has_subsampled_chroma(pix_fmt: str) -> bool:
+    """Whether a pixel format stores chroma at half width (4:2:0, 4:2:2), where siting matters."""
+    pixels = av.VideoFormat(pix_fmt, 16, 16)
+    return not pixels.is_rgb and pixels.chroma_width(16) < 16

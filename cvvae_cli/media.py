@@ -1,0 +1,117 @@
+"""Opening media files for reading, and saying in one sentence why one cannot be read.
+
+Knows containers, streams and FFmpeg's errors. It does not know pixels, colour or what the frames are for.
+"""
+
+import errno
+from fractions import Fraction
+from pathlib import Path
+
+import av
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.stream import Disposition
+from av.video.stream import VideoStream
+
+from cvvae_cli.errors import VideoError
+
+MICROSECONDS = 1_000_000
+"""FFmpeg's AV_TIME_BASE: containers give their start and duration in these units."""
+
+_TEXT_FORMATS = {"tty", "ansi", "bin", "xbin", "idf", "adf"}
+"""FFmpeg draws text files as videos of a terminal; nobody who passes us notes.txt means that."""
+
+_OPEN_OPTIONS = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+"""PyAV 18 refuses a file for one wrong letter in its title unless told otherwise; 19 replaces it by itself."""
+
+
+def open_input(path: Path) -> InputContainer:
+    """Opens a media file of this machine.
+
+    Args:
+        path: the file. Names with colons or leading dashes are names, not protocols or options.
+
+    Returns:
+        The open container; the caller closes it.
+
+    Raises:
+        VideoError: the file is missing, unreadable, empty, cut off, or not a media file.
+    """
+    if path.is_dir():
+        raise VideoError(f"{path} is a folder; name a video file in it.")
+    try:
+        container = av.open(f"file:{path}", **_OPEN_OPTIONS)
+    except FFmpegError as error:
+        raise read_error(path, error) from None
+    except UnicodeError:
+        raise VideoError(f"{str(path)!r} is not a name that FFmpeg can open; rename the file.") from None
+    if container.format.name in _TEXT_FORMATS:
+        container.close()
+        raise VideoError(f"{path} is a text file, not a video; check the path.")
+    return container
+
+
+def read_error(path: Path, error: FFmpegError) -> VideoError:
+    """Turns a failure of FFmpeg on an input into one sentence.
+
+    Args:
+        path: the input.
+        error: what FFmpeg raised.
+
+    Returns:
+        The error to raise.
+    """
+    if error.errno == errno.ENOENT:
+        return VideoError(f"{path} does not exist; check the path.")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return VideoError(f"{path} may not be read by this user; change its permissions.")
+    if not isinstance(error, av.error.InvalidDataError):
+        return VideoError(f"{path} cannot be read ({error.strerror}); check the disk or convert the file with ffmpeg.")
+    try:
+        with path.open("rb") as file:
+            head = file.read(12)
+    except OSError:
+        head = b"?"
+    if not head:
+        return VideoError(f"{path} is empty; copy it again.")
+    if head[4:8] in (b"ftyp", b"mdat", b"wide", b"free"):
+        return VideoError(
+            f"{path} is an MP4 or MOV file without its index (moov), as an unfinished recording or download leaves "
+            "it; copy it again or repair it."
+        )
+    return VideoError(f"{path} is not a video, or is damaged at its beginning; check the path or copy it again.")
+
+
+def video_stream(container: InputContainer, path: Path) -> VideoStream:
+    """The video stream to read: the first that is neither cover art nor a thumbnail.
+
+    Raises:
+        VideoError: there is none, or FFmpeg here has no decoder for it, or it is one tile of a picture.
+    """
+    side_show = Disposition.attached_pic | Disposition.timed_thumbnails
+    streams = [stream for stream in container.streams.video if not stream.disposition & side_show]
+    if not streams:
+        kinds = sorted({stream.type for stream in container.streams if stream.type != "video"})
+        found = f" (only {' and '.join(kinds)})" if kinds else ""
+        raise VideoError(f"{path} has no video stream{found}; name a file with a picture track.")
+    if any(s.disposition & Disposition.dependent for s in streams) and not any(
+        s.disposition & Disposition.default for s in streams
+    ):
+        raise VideoError(f"{path} is a picture stored in tiles (HEIC), which cannot be put together; convert it to PNG.")
+    for stream in streams:
+        if stream.codec_context is not None:
+            return stream
+    raise VideoError(f"{path} is in a format that this FFmpeg cannot decode; convert a video to H.264, a picture to PNG.")
+
+
+def timeline_start(container: InputContainer) -> Fraction:
+    """The moment, in seconds of the container's timestamps, that a player shows as 0:00.
+
+    `--start` counts from here, for video and sound alike.
+    """
+    return Fraction(container.start_time or 0, MICROSECONDS)
+
+
+def codec_name(stream: av.stream.Stream) -> str:
+    """FFmpeg's name of a stream's codec ("aac", "subrip"), or "unknown" where it cannot be decoded."""
+    return stream.codec_context.codec.canonical_name if stream.codec_context is not None else "unknown"
