@@ -70,7 +70,7 @@ def _neighbours(z: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def warm_start(encoder: CompactEncoder, decoder: CompactDecoder, code: LinearCode, windows: Iterable[Tensor], noise: float) -> None:
+def warm_start(encoder: CompactEncoder, decoder: CompactDecoder, code: LinearCode, windows: Iterable[Tensor], noise: float, floor: float) -> None:
     """Write the linear code into a compact model, whose residual parts stay as they are (zero at first).
 
     Coefficients are scaled to unit variance. Each window weighs as its own linear error's inverse, because
@@ -80,6 +80,7 @@ def warm_start(encoder: CompactEncoder, decoder: CompactDecoder, code: LinearCod
     Args:
         windows: as for `fit_klt`; read once.
         noise: standard deviation in pixel units ([-1, 1]) that sampling adds per coefficient at the start.
+        floor: added to each window's mean squared error before it is inverted.
     """
     scale = code.variance.rsqrt()
     weight = code.basis * scale[:, None]
@@ -95,7 +96,7 @@ def warm_start(encoder: CompactEncoder, decoder: CompactDecoder, code: LinearCod
             error = (klt_reconstruct(code, x) - x).square().mean().item()
             a = _neighbours(encoder.analysis(blocks))
             y = blocks.permute(0, 2, 3, 4, 1).reshape(-1, BLOCK_CHANNELS)
-            factor = 1.0 / ((error + 1e-4) * len(a))
+            factor = 1.0 / ((error + floor) * len(a))
             normal += (a.T @ a).double() * factor
             right += (a.T @ y).double() * factor
     ridge = 1e-6 * normal.diagonal().mean() * torch.eye(size, dtype=torch.float64)

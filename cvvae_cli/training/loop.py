@@ -87,6 +87,7 @@ class Trainer:
         torch.manual_seed(recipe.run.seed)
         self.model = Autoencoder(recipe.model)
         self.step = 0
+        self.last_loss: float | None = None
         checkpoint = self.folder / "checkpoint.pt"
         state = torch.load(checkpoint, map_location="cpu", weights_only=True) if checkpoint.exists() else None
         if state is None and recipe.run.warm_windows:
@@ -106,7 +107,7 @@ class Trainer:
         windows = torch.stack([own[i] for i in range(self.recipe.run.warm_windows)]).split(20)
         encoder, decoder = self.model.encoder, self.model.decoder
         assert isinstance(encoder, CompactEncoder) and isinstance(decoder, CompactDecoder)
-        warm_start(encoder, decoder, fit_klt(windows, config.latent_channels), windows, self.recipe.run.warm_noise)
+        warm_start(encoder, decoder, fit_klt(windows, config.latent_channels), windows, self.recipe.run.warm_noise, self.recipe.optim.mse_floor)
 
     def _restore(self, state: dict) -> None:
         saved, now = dict(json.loads(state["recipe"])), recipe_to_dict(self.recipe)
@@ -149,14 +150,19 @@ class Trainer:
         loss = reconstruction + optim.kl_weight * kl
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), optim.clip)
+        # Group by group: the linear maps' gradients are so much larger that they would decide for the networks.
+        norms = [torch.nn.utils.clip_grad_norm_(group["params"], optim.clip) for group in self.optimiser.param_groups]
         self.optimiser.step()
         self.step += 1
         decay = min(optim.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             for key, value in self.model.state_dict().items():
                 self.average[key].lerp_(value, 1 - decay)
-        return {"loss": loss.item(), "psnr_db": psnr.item(), "kl": kl.item(), "gradient_norm": norm.item()}
+        return {"loss": loss.item(), "psnr_db": psnr.item(), "kl": kl.item(), "gradient_norm": norms[0].item()}
+
+    def provenance(self) -> dict[str, str]:
+        """What the exported weights say about their making."""
+        return {"recipe": json.dumps(recipe_to_dict(self.recipe)), "steps": str(self.step), "commit": _git_commit(), "windows": self.dataset.fingerprint()}
 
     def averaged_model(self) -> Autoencoder:
         """A copy of the model with the averaged weights, in eval mode on the CPU."""
@@ -174,6 +180,7 @@ class Trainer:
             with open(self.folder / "log.jsonl", "a", encoding="utf-8") as log:
                 for x in loader:
                     terms = self.train_step(x)
+                    self.last_loss = terms["loss"]
                     if self.step % recipe.run.log_every == 0:
                         rate = (self.step - first) / (time.monotonic() - started)
                         log.write(json.dumps({"step": self.step, **terms}) + "\n")

@@ -20,7 +20,7 @@ class OptimConfig:
     cooldown: last steps, over which the rate falls linearly to zero; in between it is constant, so a run can
         be prolonged by raising `steps` before its cooldown begins.
     betas, weight_decay: AdamW's.
-    clip: largest gradient norm.
+    clip: largest gradient norm of either group.
     ema: decay of the averaged weights, which are the ones that ship.
     kl_weight: weight of the KL term, a mean over latent elements. Noise then settles near this share of
         the reconstruction error.
@@ -29,8 +29,8 @@ class OptimConfig:
 
     steps: int
     batch: int = 8
-    learning_rate: float = 5e-4
-    linear_rate: float = 5e-5
+    learning_rate: float = 3e-4
+    linear_rate: float = 3e-6
     warmup: int = 200
     cooldown: int = 800
     betas: tuple[float, float] = (0.9, 0.99)
@@ -38,7 +38,7 @@ class OptimConfig:
     clip: float = 1.0
     ema: float = 0.999
     kl_weight: float = 0.01
-    mse_floor: float = 1e-4
+    mse_floor: float = 5e-4
 
 
 @dataclass(frozen=True)
