@@ -1,13 +1,16 @@
-"""The compact family: a linear code of 4 x 8 x 8 px blocks plus a learned residual.
+"""The compact family: a gated linear code of 4 x 8 x 8 px blocks plus a learned residual.
 
-Encoder and decoder each add two parts. The linear part is a plain transform coder: `analysis` projects
-every causal 4 x 8 x 8 block on z coefficients, `synthesis` predicts the block back from the 3 x 3 x 3
-neighbourhood of latents; both are fitted in closed form before training. The residual part is a small
-convolutional network whose last layer starts at zero, so training begins at the linear code's quality and
-can only learn what it misses. No normalisation spans positions, so tiles do not influence one another
-beyond the receptive field. This module knows no files and no training.
+Encoder and decoder each add two parts. The first is a transform coder with a choice. Some latent channels,
+the shared ones, hold the same projections of every causal 4 x 8 x 8 block. What they show of a block and its
+neighbours (`CodeGate`: is it still, flat, textured, moving?) chooses among several bases for the remaining
+channels, softly; the decoder sees the same shared channels and makes the same choice. `synthesis` predicts a
+block from the 3 x 3 x 3 neighbourhood of gated coefficients. All of it is fitted in closed form, or nearly,
+before training (`training.linear_code`). The second part is a small convolutional network whose last layer
+starts at zero, so training begins at the code's quality and can only learn what it misses. Nothing spans
+more positions than the receptive field, so tiles do not influence one another beyond it. This module knows
+no files and no training.
 
-Source of the idea: linear space-to-channel shortcuts beside every down- and upsampling (DC-AE, Wan 2.2).
+Source of the idea of a linear path: space-to-channel shortcuts beside every down- and upsampling (DC-AE, Wan 2.2).
 """
 
 import torch
@@ -22,7 +25,8 @@ BLOCK = (TEMPORAL_COMPRESSION_RATIO, SPATIAL_COMPRESSION_RATIO, SPATIAL_COMPRESS
 BLOCK_CHANNELS = 3 * BLOCK[0] * BLOCK[1] * BLOCK[2]
 # An optimiser's step on an output layer shows directly in latents and pixels; this keeps its noise below the
 # error that is left to learn (without it, 400 steps at 1e-3 only undid themselves).
-RESIDUAL_GAIN = 0.1
+RESIDUAL_GAIN = 0.3
+GATE_FLOOR = 0.02  # of magnitudes before their logarithm; shared channels have unit variance
 PATCH = (2, 4, 4)
 PATCH_CHANNELS = 3 * PATCH[0] * PATCH[1] * PATCH[2]
 
@@ -90,6 +94,28 @@ def _stage(channels: int, blocks: int, causal: bool) -> nn.Sequential:
     return nn.Sequential(*[ResidualBlock(channels, causal) for _ in range(blocks)])
 
 
+class CodeGate(nn.Module):
+    """Weights of the bases, which sum to 1 at every position: (B, shared, t, h, w) -> (B, codes, t, h, w).
+
+    Looks at the magnitudes of the shared channels at this and the latent frame before, in 3 x 3 cells.
+    """
+
+    def __init__(self, config: CompactConfig) -> None:
+        super().__init__()
+        self.look = nn.Conv3d(config.shared_channels, config.gate_channels, (2, 3, 3))
+        self.choose = nn.Conv3d(config.gate_channels, config.codes, 1)
+
+    def forward(self, shared: Tensor) -> Tensor:
+        energy = pad3d((shared.abs() + GATE_FLOOR).log(), (1, 0, 1, 1, 1, 1), "replicate", "replicate")
+        return self.choose(F.silu(self.look(energy))).softmax(dim=1)
+
+
+def spread(z: Tensor, gates: Tensor, shared: int) -> Tensor:
+    """Put each gated channel into the slot of its basis: (B, z, t, h, w) -> (B, shared + codes (z - shared), t, h, w)."""
+    slots = gates[:, :, None] * z[:, None, shared:]
+    return torch.cat([z[:, :shared], slots.flatten(1, 2)], dim=1)
+
+
 class CompactEncoder(nn.Module):
     """Causal encoder: (B, 3, T, H, W) in [-1, 1] -> moments (B, 2z, t, h, w)."""
 
@@ -97,7 +123,9 @@ class CompactEncoder(nn.Module):
         super().__init__()
         c1, c2, c3 = config.encoder_channels
         n1, n2, n3 = config.encoder_blocks
-        self.analysis = nn.Conv3d(BLOCK_CHANNELS, config.latent_channels, 1)
+        self.shared = config.shared_channels
+        self.analysis = nn.Conv3d(BLOCK_CHANNELS, config.spread_channels, 1)
+        self.gate = CodeGate(config)
         self.patch_in = nn.Conv3d(PATCH_CHANNELS, c1, 1)
         self.stage1 = _stage(c1, n1, causal=True)
         self.down2 = nn.Conv3d(4 * c1, c2, 1)
@@ -110,12 +138,16 @@ class CompactEncoder(nn.Module):
         nn.init.zeros_(self.conv_out.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        linear = self.analysis(space_to_channel(repeat_first_frame(x, 3), BLOCK))
+        projections = self.analysis(space_to_channel(repeat_first_frame(x, 3), BLOCK))
         h = self.stage1(self.patch_in(space_to_channel(repeat_first_frame(x, 1), PATCH)))
         h = self.stage2(self.down2(space_to_channel(h, (1, 2, 2))))
         h = self.stage3(self.down3(space_to_channel(repeat_first_frame(h, 1), (2, 1, 1))))
         mean, logvar = self.conv_out(repeat_first_frame(self.norm_out(h), 2)).chunk(2, dim=1)
-        return torch.cat([RESIDUAL_GAIN * mean + linear, logvar], dim=1)
+        shared = projections[:, : self.shared] + RESIDUAL_GAIN * mean[:, : self.shared]
+        gates = self.gate(shared)
+        slots = projections[:, self.shared :].unflatten(1, (gates.shape[1], -1))
+        gated = (gates[:, :, None] * slots).sum(dim=1) + RESIDUAL_GAIN * mean[:, self.shared :]
+        return torch.cat([shared, gated, logvar], dim=1)
 
 
 class CompactDecoder(nn.Module):
@@ -125,8 +157,10 @@ class CompactDecoder(nn.Module):
         super().__init__()
         c1, c2, c3 = config.decoder_channels
         n1, n2, n3 = config.decoder_blocks
-        self.synthesis = nn.Conv3d(config.latent_channels, BLOCK_CHANNELS, 3)
-        self.conv_in = nn.Conv3d(config.latent_channels, c3, 3, padding=1)
+        self.shared = config.shared_channels
+        self.gate = CodeGate(config)
+        self.synthesis = nn.Conv3d(config.spread_channels, BLOCK_CHANNELS, 3)
+        self.conv_in = nn.Conv3d(config.spread_channels, c3, 3, padding=1)
         self.stage3 = _stage(c3, n3, causal=False)
         self.up2 = nn.Conv3d(c3, 2 * c2, 1)
         self.stage2 = _stage(c2, n2, causal=False)
@@ -138,9 +172,10 @@ class CompactDecoder(nn.Module):
         nn.init.zeros_(self.patch_out.bias)
 
     def forward(self, z: Tensor) -> Tensor:
-        linear = self.synthesis(pad3d(z, (1, 1, 1, 1, 1, 1), "replicate", "replicate"))
+        code = spread(z, self.gate(z[:, : self.shared]), self.shared)
+        linear = self.synthesis(pad3d(code, (1, 1, 1, 1, 1, 1), "replicate", "replicate"))
         linear = channel_to_space(linear, BLOCK)[:, :, 3:]
-        h = self.stage3(self.conv_in(z))
+        h = self.stage3(self.conv_in(code))
         h = self.stage2(channel_to_space(self.up2(h), (2, 1, 1))[:, :, 1:])
         h = self.stage1(channel_to_space(self.up1(h), (1, 2, 2)))
         return linear + RESIDUAL_GAIN * channel_to_space(self.patch_out(self.norm_out(h)), PATCH)[:, :, 1:]

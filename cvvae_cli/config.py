@@ -40,23 +40,43 @@ class CVVAEConfig:
 
 @dataclass(frozen=True)
 class CompactConfig:
-    """The small norm-free family whose default member ships in the package: a linear code of
+    """The small norm-free family whose default member ships in the package: a gated linear code of
     4 x 8 x 8 px blocks plus a learned residual.
 
     Attributes:
         latent_channels: z.
-        encoder_channels, decoder_channels: width at 1/4 size, at 1/8 size and half rate, at the latent grid.
+        shared_channels: latent channels that code every block alike, and choose the basis of the others.
+        codes: bases to choose from.
+        gate_channels: width of the network that chooses.
+        encoder_channels, decoder_channels: width at 1/4 size and half rate, at 1/8 size, at the latent grid.
         encoder_blocks, decoder_blocks: residual blocks at the same three places.
         scaling_factor, shift_factor: as in `CVVAEConfig`.
     """
 
     latent_channels: int = 16
-    encoder_channels: tuple[int, int, int] = (32, 96, 192)
-    decoder_channels: tuple[int, int, int] = (32, 96, 224)
+    shared_channels: int = 6
+    codes: int = 8
+    gate_channels: int = 96
+    encoder_channels: tuple[int, int, int] = (32, 64, 128)
+    decoder_channels: tuple[int, int, int] = (32, 96, 192)
     encoder_blocks: tuple[int, int, int] = (1, 1, 1)
     decoder_blocks: tuple[int, int, int] = (1, 1, 2)
     scaling_factor: float = 1.0
     shift_factor: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.shared_channels < self.latent_channels or self.codes < 1:
+            raise ModelError(f"{self.shared_channels} shared of {self.latent_channels} latent channels and {self.codes} codes make no model; correct its config.")
+
+    @property
+    def gated_channels(self) -> int:
+        """Latent channels whose basis is chosen."""
+        return self.latent_channels - self.shared_channels
+
+    @property
+    def spread_channels(self) -> int:
+        """Channels once every basis has slots of its own."""
+        return self.shared_channels + self.codes * self.gated_channels
 
 
 ModelConfig = CVVAEConfig | CompactConfig

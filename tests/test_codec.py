@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 from golden_weights import golden_video
+from tiny_model import TINY
 
 from cvvae_cli.autoencoder import Autoencoder
 from cvvae_cli.codec import decode_frames, decode_tensor, draw_latents, encode_frames, encode_tensor, first_chunk_with, pad_to_cells, to_bytes
-from cvvae_cli.config import CompactConfig, Tiling
+from cvvae_cli.config import Tiling
 from cvvae_cli.errors import UsageError
 
-TINY = CompactConfig(latent_channels=4, encoder_channels=(8, 8, 8), decoder_channels=(8, 8, 8), decoder_blocks=(1, 1, 1))
 
 
 @pytest.fixture(scope="module")

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 from clips import moving_pictures, write_video
+from tiny_model import TINY
 
 from cvvae_cli.autoencoder import Autoencoder
-from cvvae_cli.config import CompactConfig
+from cvvae_cli.compact import CodeGate
 from cvvae_cli.errors import UsageError
 from cvvae_cli.training.data import DataConfig, WindowDataset, prepare
-from cvvae_cli.training.linear_code import blocks_of, fit_klt, klt_reconstruct, warm_start
+from cvvae_cli.training.linear_code import blocks_of, fit_bases, fit_gate, fit_klt, klt_reconstruct, warm_start
 from cvvae_cli.training.loop import Trainer, parameter_groups, rate_factor, reconstruction_loss
 from cvvae_cli.training.recipe import OptimConfig, Recipe, RunConfig, load_recipe, recipe_to_dict
 
-TINY = CompactConfig(latent_channels=4, encoder_channels=(8, 8, 8), decoder_channels=(8, 8, 8), decoder_blocks=(1, 1, 1))
 
 
 @pytest.fixture(scope="module")
@@ -60,15 +60,43 @@ def test_klt_is_the_best_projection_and_matches_svd():
 
 def test_warm_start_beats_the_plain_klt_before_any_step(data):
     windows = torch.stack([WindowDataset(data, prepare(data, print), 3, 12)[i] for i in range(12)])
-    code = fit_klt([windows], 4)
+    code = fit_klt([windows], TINY.latent_channels)
     model = Autoencoder(TINY)
-    warm_start(model.encoder, model.decoder, code, [windows], 1e-3, 1e-4)
+    warm_start(model, [windows], 1e-3, 1e-4)
     with torch.no_grad():
         y = model.decode(model.encode(windows).chunk(2, dim=1)[0])
     plain = (klt_reconstruct(code, windows) - windows).square().mean(dim=(1, 2, 3, 4)).log().mean()
     assert (y - windows).square().mean(dim=(1, 2, 3, 4)).log().mean() < plain - 0.05
     z = model.encode(windows).chunk(2, dim=1)[0]
     assert 0.5 < z[:, :, 1:].std(dim=(0, 2, 3, 4)).mean() < 1.5
+
+
+def test_bases_separate_two_kinds_of_blocks():
+    torch.manual_seed(0)
+    still = torch.linalg.qr(torch.randn(192, 3)).Q.T.repeat(1, 4) / 2  # the same in all four frames
+    moving = torch.linalg.qr(torch.randn(192, 3)).Q.T
+    moving = torch.cat([moving, -moving, moving, -moving], dim=1) / 2
+    kind = torch.arange(4000) % 2
+    rows = torch.stack([torch.randn(4000, 3) @ still, torch.randn(4000, 3) @ moving])[kind, torch.arange(4000)]
+    bases = fit_bases(rows, torch.ones(4000), 2, 3)
+    held = torch.stack([(rows @ b.T).square().sum(1) for b in bases], 1) / rows.square().sum(1, keepdim=True)
+    assert held.max(dim=1).values.min() > 0.999
+    assert (held.argmax(1) == kind).float().mean() in (0.0, 1.0)
+    one = fit_bases(rows, torch.ones(4000), 1, 3)[0]
+    assert ((rows @ one.T).square().sum(1) / rows.square().sum(1)).mean() < 0.7
+
+
+def test_gate_learns_which_basis_costs_less():
+    torch.manual_seed(0)
+    gate = CodeGate(TINY)
+    loud = torch.rand(1, 1, 3, 8, 8) < 0.5
+    shared = [torch.where(loud.repeat_interleave(3, 4)[..., :8], 3.0, 0.01).expand(1, 2, 3, 8, 8).clone()]
+    better = (shared[0][:, 0] > 1).flatten().long()
+    cost = [torch.stack([better.float(), 1 - better.float()], dim=1)]
+    fit_gate(gate, shared, cost, 200)
+    chosen = gate(shared[0]).permute(0, 2, 3, 4, 1).reshape(-1, 2)
+    assert torch.allclose(chosen.sum(1), torch.ones(len(chosen)), atol=1e-5)
+    assert (chosen.argmax(1) != better).float().mean() < 0.05
 
 
 def test_loss_by_hand():

@@ -7,7 +7,6 @@ continues from its last checkpoint as if it had not been: windows and noise are 
 
 import json
 import os
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,12 +16,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from cvvae_cli.autoencoder import Autoencoder
-from cvvae_cli.compact import CompactDecoder, CompactEncoder
-from cvvae_cli.config import CompactConfig
 from cvvae_cli.errors import UsageError
 from cvvae_cli.posterior import DiagonalGaussian
+from cvvae_cli.provenance import source_commit
 from cvvae_cli.training.data import WindowDataset, prepare
-from cvvae_cli.training.linear_code import fit_klt, warm_start
+from cvvae_cli.training.linear_code import warm_start
 from cvvae_cli.training.recipe import OptimConfig, Recipe, recipe_to_dict
 
 Report = Callable[[str], None]
@@ -63,13 +61,6 @@ class _StepSampler(Sampler):
         return self.last - self.first
 
 
-def _git_commit() -> str:
-    try:
-        return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, cwd=Path(__file__).parent).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
 class Trainer:
     """The state of a run and its steps.
 
@@ -100,14 +91,10 @@ class Trainer:
             self._restore(state)
 
     def _warm_start(self) -> None:
-        config = self.recipe.model
-        assert isinstance(config, CompactConfig)
         self.report(f"fitting the linear code on {self.recipe.run.warm_windows} windows")
         own = self.dataset.with_seed(self.recipe.run.seed + 1_000_003)  # not the windows of the run itself
         windows = torch.stack([own[i] for i in range(self.recipe.run.warm_windows)]).split(20)
-        encoder, decoder = self.model.encoder, self.model.decoder
-        assert isinstance(encoder, CompactEncoder) and isinstance(decoder, CompactDecoder)
-        warm_start(encoder, decoder, fit_klt(windows, config.latent_channels), windows, self.recipe.run.warm_noise, self.recipe.optim.mse_floor)
+        warm_start(self.model, list(windows), self.recipe.run.warm_noise, self.recipe.optim.mse_floor)
 
     def _restore(self, state: dict) -> None:
         saved, now = dict(json.loads(state["recipe"])), recipe_to_dict(self.recipe)
@@ -129,7 +116,7 @@ class Trainer:
         """Write `checkpoint.pt` beside and rename it."""
         state = {
             "step": self.step, "model": self.model.state_dict(), "average": self.average, "optimiser": self.optimiser.state_dict(),
-            "recipe": json.dumps(recipe_to_dict(self.recipe)), "windows": self.dataset.fingerprint(), "commit": _git_commit(),
+            "recipe": json.dumps(recipe_to_dict(self.recipe)), "windows": self.dataset.fingerprint(), "commit": source_commit() or "unknown",
         }  # fmt: skip
         part = self.folder / "checkpoint.part"
         torch.save(state, part)
@@ -162,7 +149,7 @@ class Trainer:
 
     def provenance(self) -> dict[str, str]:
         """What the exported weights say about their making."""
-        return {"recipe": json.dumps(recipe_to_dict(self.recipe)), "steps": str(self.step), "commit": _git_commit(), "windows": self.dataset.fingerprint()}
+        return {"recipe": json.dumps(recipe_to_dict(self.recipe)), "steps": str(self.step), "commit": source_commit() or "unknown", "windows": self.dataset.fingerprint()}
 
     def averaged_model(self) -> Autoencoder:
         """A copy of the model with the averaged weights, in eval mode on the CPU."""

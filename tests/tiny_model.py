@@ -1,0 +1,32 @@
+"""A model small enough for every test, with random weights, saved as a file that `--model` takes."""
+
+from pathlib import Path
+
+import torch
+
+from cvvae_cli.autoencoder import Autoencoder
+from cvvae_cli.checkpoint import save_model
+from cvvae_cli.config import CompactConfig
+
+TINY = CompactConfig(
+    latent_channels=4,
+    shared_channels=2,
+    codes=2,
+    gate_channels=8,
+    encoder_channels=(8, 8, 8),
+    decoder_channels=(8, 8, 8),
+    decoder_blocks=(1, 1, 1),
+    scaling_factor=0.5,
+    shift_factor=0.25,
+)
+
+
+def save_tiny_model(path: Path, seed: int = 0) -> Path:
+    """Weights drawn so that latents are around 1 and few decoded pixels are clipped."""
+    torch.manual_seed(seed)
+    model = Autoencoder(TINY)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(0, 0.04 if name.startswith("encoder") else 0.1)
+    save_model(model, path)
+    return path
