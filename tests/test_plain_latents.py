@@ -1,0 +1,198 @@
+"""Latents of other programs: every kind is read as its own library reads it, and nothing else gets through."""
+
+import json
+import os
+import re
+import struct
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import safetensors.torch
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_safetensors_header import JSON, fuzz, only_typed_errors
+
+from cvvae_cli.errors import LatentFileError, UsageError
+from cvvae_cli.plain_latents import read_plain_latents, to_tzhw
+
+
+def latents(frames: int) -> np.ndarray:
+    """float32 [frames, 4, 3, 5]."""
+    return np.random.default_rng(0).normal(0, 3, (frames, 4, 3, 5)).astype(np.float32)
+
+
+def test_plain_npy(tmp_path: Path) -> None:
+    values = latents(3)
+    for array in (values.astype(np.float16), values, values.astype(np.float64), np.asfortranarray(values)):
+        np.save(tmp_path / "a.npy", array)
+        found = read_plain_latents(tmp_path / "a.npy")
+        assert found.values.dtype == np.float32 and found.key == "" and found.multiplied_by == 1.0
+        assert np.array_equal(found.values, array.astype(np.float32))
+    np.save(tmp_path / "a.npy", np.array([{"a": 1}]), allow_pickle=True)
+    with pytest.raises(LatentFileError, match="npy"):
+        read_plain_latents(tmp_path / "a.npy")
+    np.save(tmp_path / "a.npy", np.arange(4))
+    with pytest.raises(LatentFileError, match="int64, not floating-point"):
+        read_plain_latents(tmp_path / "a.npy")
+    np.save(tmp_path / "a.npy", np.array([1.0, np.nan]))
+    with pytest.raises(LatentFileError, match="not finite"):
+        read_plain_latents(tmp_path / "a.npy")
+    np.savez(tmp_path / "a.npz", values)
+    with pytest.raises(LatentFileError, match="a.npz"):
+        read_plain_latents(tmp_path / "a.npz")
+
+
+def test_plain_npy_that_promises_too_much(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros(11, np.float32))
+    data = (tmp_path / "a.npy").read_bytes().replace(b"(11,), }", b"(11**9,)}").replace(b"(11**9,)}", b"(9999999999999,)}")
+    only_typed_errors(tmp_path / "a.npy", data, read_plain_latents)
+    with pytest.raises(LatentFileError):
+        read_plain_latents(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("key", ["latents", "latent", "my_own"])
+def test_plain_safetensors(tmp_path: Path, dtype: torch.dtype, key: str) -> None:
+    tensor = torch.from_numpy(latents(3)).to(dtype)
+    safetensors.torch.save_file({key: tensor}, tmp_path / "a.bin")
+    found = read_plain_latents(tmp_path / "a.bin")
+    assert found.key == key and found.multiplied_by == 1.0 and np.array_equal(found.values, tensor.float().numpy())
+
+
+def test_plain_safetensors_of_several_tensors(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    safetensors.torch.save_file({"other": torch.zeros(2), "latents": torch.ones(3)}, path)
+    assert read_plain_latents(path).key == "latents"
+    safetensors.torch.save_file({"other": torch.zeros(2), "more": torch.ones(3)}, path)
+    with pytest.raises(LatentFileError, match="2 tensors .*'more'.*'other'|2 tensors .*'other'.*'more'"):
+        read_plain_latents(path)
+    safetensors.torch.save_file({"latents": torch.ones(3, dtype=torch.int64)}, path)
+    with pytest.raises(LatentFileError, match="I64, not floating-point"):
+        read_plain_latents(path)
+
+
+def test_float64_beyond_float32_is_refused_in_one_sentence_without_a_warning(tmp_path: Path) -> None:
+    values = np.array([1.0, 1e300])
+    safetensors.numpy.save_file({"latents": values}, tmp_path / "a.safetensors")
+    np.save(tmp_path / "a.npy", values)
+    for name in ("a.safetensors", "a.npy"):
+        with warnings.catch_warnings(action="error"), pytest.raises(LatentFileError, match="not finite"):
+            read_plain_latents(tmp_path / name)
+
+
+def test_comfyui_latents_are_unscaled_as_comfyui_does_it(tmp_path: Path) -> None:
+    path, tensor = tmp_path / "a.latent", torch.from_numpy(latents(3))
+    safetensors.torch.save_file({"latent_tensor": tensor, "latent_format_version_0": torch.tensor([])}, path)
+    found = read_plain_latents(path)
+    assert (found.key, found.multiplied_by) == ("latent_tensor", 1.0) and np.array_equal(found.values, tensor.numpy())
+    safetensors.torch.save_file({"latent_tensor": tensor}, path)
+    found = read_plain_latents(path)
+    assert found.multiplied_by == 1 / 0.18215
+    np.testing.assert_allclose(found.values, tensor.numpy() / 0.18215, rtol=1e-6)
+
+
+class Evil:
+    def __reduce__(self) -> tuple:
+        return os.mkdir, ("evil",)
+
+
+def test_plain_torch_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tensor = torch.from_numpy(latents(3)).bfloat16().requires_grad_()
+    contents = {
+        "": tensor,
+        "latents": {"latents": tensor, "fps": 24, "more": torch.ones(1)},
+        "samples": {"samples": tensor, "noise": tensor},
+        "x": {"x": tensor},
+    }
+    for key, content in contents.items():
+        for zipped in (True, False):
+            torch.save(content, "a.pt", _use_new_zipfile_serialization=zipped)
+            found = read_plain_latents("a.pt")
+            assert found.key == key and np.array_equal(found.values, tensor.detach().float().numpy())
+    refused = {
+        "mkdir, which could": {"a": Evil()},
+        "0 tensors": {"a": 24},
+        "no file of tensors": 17,
+        "not float": torch.tensor(1),
+    }
+    for message, bad in refused.items():
+        torch.save(bad, "a.pt")
+        with pytest.raises(LatentFileError, match=message) as caught:
+            read_plain_latents("a.pt")
+        assert "\n" not in str(caught.value)
+    assert not Path("evil").exists()
+    torch.save(tensor, "a.pt")
+    Path("a.pt").write_bytes(Path("a.pt").read_bytes()[:-200])
+    with pytest.raises(LatentFileError, match="a.pt is no file of tensors"):
+        read_plain_latents("a.pt")
+
+
+def test_what_is_no_tensor_at_all(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("just some words")
+    with pytest.raises(LatentFileError, match="pass a .latent, .safetensors, .npy or .pt file"):
+        read_plain_latents(tmp_path / "a.txt")
+    (tmp_path / "a.part").write_bytes(bytes(20_000))  # what a crash leaves of a latent file begins with zeros
+    with pytest.raises(LatentFileError, match="is no latent file"):
+        read_plain_latents(tmp_path / "a.part")
+    with pytest.raises(LatentFileError, match="does not exist"):
+        read_plain_latents(tmp_path / "b.npy")
+
+
+def test_layouts_are_told_apart_by_the_channels() -> None:
+    values = latents(7)  # [7, 4, 3, 5]
+    for array in (values, values.swapaxes(0, 1), values.swapaxes(0, 1)[None]):
+        assert np.array_equal(to_tzhw(array, 4), values)
+    square = latents(4)
+    assert np.array_equal(to_tzhw(square, 4, "tzhw"), square)
+    assert np.array_equal(to_tzhw(square, 4, "zthw"), square.swapaxes(0, 1))
+    assert np.array_equal(to_tzhw(square[None], 4, "bzthw"), square.swapaxes(0, 1))
+    with pytest.raises(UsageError, match="--layout tzhw or --layout zthw"):
+        to_tzhw(square, 4)
+    for array, layout in ((values, None), (values[None], None), (values, "tzhw"), (values[0], None), (values[:0], "tzhw")):
+        with pytest.raises(LatentFileError, match=re.escape(str(list(array.shape))) + ".* z = 16;"):
+            to_tzhw(array, 16, layout)
+    with pytest.raises(LatentFileError, match="do not fit"):
+        to_tzhw(values, 4, "zthw")
+    with pytest.raises(LatentFileError, match="hold 2 videos"):
+        to_tzhw(np.zeros((2, 4, 7, 3, 5), np.float32), 4)
+    with pytest.raises(UsageError, match="'thwz' is unknown"):
+        to_tzhw(values, 4, "thwz")
+    with pytest.raises(UsageError, match="bzthw has 5 axes"):
+        to_tzhw(values, 4, "bzthw")
+
+
+@fuzz()
+@given(st.binary(max_size=300), st.sampled_from([b"", b"\x93NUMPY\x01\0", b"PK\x03\x04", b"\x80\x02", b" \0\0\0\0\0\0\0{"]))
+def test_fuzz_random_bytes(tmp_path: Path, body: bytes, start: bytes) -> None:
+    only_typed_errors(tmp_path / "a", start + body, read_plain_latents)
+
+
+@fuzz()
+@given(data=st.data())
+def test_fuzz_changed_headers(tmp_path: Path, data: st.DataObject) -> None:
+    sound = safetensors.numpy.save({"latents": latents(1), "other": np.zeros(3, np.int64)}, {"name": "x"})
+    size = struct.unpack("<Q", sound[:8])[0]
+    header = json.loads(sound[8 : 8 + size])
+    name = data.draw(st.sampled_from(sorted(header)))
+    key = data.draw(st.sampled_from(sorted(header[name]) + [""]))
+    if key:
+        header[name][key] = data.draw(JSON | st.lists(st.integers(-1, 2**64), min_size=2, max_size=4))
+    else:
+        header[name] = data.draw(JSON)
+    text = json.dumps(header).encode()
+    only_typed_errors(tmp_path / "a", struct.pack("<Q", len(text)) + text + sound[8 + size :], read_plain_latents)
+
+
+@fuzz()
+@given(data=st.data())
+def test_fuzz_changed_bytes(tmp_path: Path, data: st.DataObject) -> None:
+    np.save(tmp_path / "a.npy", latents(1))
+    sound = data.draw(st.sampled_from([safetensors.numpy.save({"latents": latents(1)}), (tmp_path / "a.npy").read_bytes()]))
+    start = data.draw(st.integers(0, 200))
+    stop = data.draw(st.integers(start, start + 40))
+    only_typed_errors(tmp_path / "a", sound[:start] + data.draw(st.binary(max_size=40)) + sound[stop:], read_plain_latents)
