@@ -12,7 +12,17 @@ from cvvae_cli.benchmark import count_flops, matmul_rate, measure, peak_memory
 from cvvae_cli.config import SD3, SD21, CompactConfig, ModelConfig
 from cvvae_cli.errors import DeviceError, UsageError
 
-TINY = CompactConfig(4, (8, 8, 8), (8, 8, 8), encoder_blocks=(1, 1, 1), decoder_blocks=(1, 1, 2))
+TINY = CompactConfig(
+    latent_channels=4,
+    shared_channels=1,
+    codes=2,
+    gate_channels=8,
+    encoder_channels=(8, 8, 8),
+    decoder_channels=(8, 8, 8),
+    encoder_blocks=(1, 1, 1),
+    decoder_blocks=(1, 1, 2),
+)
+SPREAD = 1 + 2 * 3  # the shared channel, and the three others once per code
 CPU = torch.device("cpu")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 needs_proc = pytest.mark.skipif(platform.system() != "Linux", reason="resident memory is read from /proc")
@@ -47,8 +57,10 @@ def block(positions: int) -> int:
 def test_flops_of_the_compact_family_by_hand(model: Autoencoder) -> None:
     # 5 x 16 x 24: quarter size and half rate is 3 x 4 x 6, eighth size and half rate 3 x 2 x 3, the latent grid 2 x 2 x 3.
     fine, middle, latent = 72, 18, 12
+    gate = convolution(latent, 1, 8, 2 * 3 * 3) + convolution(latent, 8, 2, 1)
     encode = (
-        convolution(latent, 768, 4, 1)  # analysis of 3 x 4 x 8 x 8 values
+        convolution(latent, 768, SPREAD, 1)  # analysis of 3 x 4 x 8 x 8 values
+        + gate
         + convolution(fine, 96, 8, 1)  # patches of 3 x 2 x 4 x 4 values
         + block(fine)
         + convolution(middle, 4 * 8, 8, 1)
@@ -58,8 +70,9 @@ def test_flops_of_the_compact_family_by_hand(model: Autoencoder) -> None:
         + convolution(latent, 8, 2 * 4, 27)
     )
     decode = (
-        convolution(latent, 4, 768, 27)  # synthesis
-        + convolution(latent, 4, 8, 27)
+        gate
+        + convolution(latent, SPREAD, 768, 27)  # synthesis
+        + convolution(latent, SPREAD, 8, 27)
         + 2 * block(latent)
         + convolution(latent, 8, 2 * 8, 1)
         + block(middle)

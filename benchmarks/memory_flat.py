@@ -1,0 +1,66 @@
+"""Resident memory of encode and decode for a short and a long video of one size.
+
+    python benchmarks/memory_flat.py --seconds 10 300 --rate 10 --out benchmarks/memory_flat.json
+
+Each run is a process of its own; its peak is what the operating system accounts to it. The clips are made here, with
+sound, in a temporary folder.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from cvvae_cli.demo_clip import clip_frame, tone
+from cvvae_cli.video_io import VideoWriter
+
+WIDTH, HEIGHT = 854, 480
+
+
+def make_clip(path: Path, seconds: float, rate: int) -> None:
+    with VideoWriter(path, WIDTH, HEIGHT, Fraction(rate), Fraction(1, rate), sidecar=tone(seconds), preset="ultrafast") as writer:
+        for index in range(round(seconds * rate)):
+            frame = np.tile(clip_frame(index % 72), (3, 3, 1))[:HEIGHT, :WIDTH]
+            writer.write(np.ascontiguousarray(frame), index, 1)
+
+
+def peak_mib(*arguments: str) -> float:
+    """Peak resident memory of one command, MiB."""
+    process = subprocess.Popen([sys.executable, "-m", "cvvae_cli", *arguments, "--quiet"])
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"cvvae {' '.join(arguments)} failed")
+    return usage.ru_maxrss / 2**10
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, nargs=2, default=[10, 300])
+    parser.add_argument("--rate", type=int, default=10)
+    parser.add_argument("--model", default="default")
+    parser.add_argument("--out")
+    arguments = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for seconds in arguments.seconds:
+            clip, latents, back = (Path(folder) / f"{seconds}{suffix}" for suffix in (".mp4", ".latent", ".back.mp4"))
+            make_clip(clip, seconds, arguments.rate)
+            row = {"seconds": seconds, "frames": round(seconds * arguments.rate), "size": f"{WIDTH}x{HEIGHT}"}
+            row["encode_mib"] = peak_mib("encode", str(clip), str(latents), "--model", arguments.model)
+            row["decode_mib"] = peak_mib("decode", str(latents), str(back), "--model", arguments.model)
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+    growth = {key: rows[1][key] / rows[0][key] - 1 for key in ("encode_mib", "decode_mib")}
+    print(json.dumps({"growth": growth}))
+    if arguments.out:
+        Path(arguments.out).write_text(json.dumps({"runs": rows, "growth": growth}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
