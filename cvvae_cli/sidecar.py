@@ -28,7 +28,7 @@ _MAX_RUNS = 8192
 _MILLISECOND = Fraction(1, 1000)
 
 
-def read_sidecar(path: str | Path, start: float = 0.0, stop: float | None = None) -> bytes | None:
+def read_sidecar(path: str | Path, start: float | Fraction = 0.0, stop: float | Fraction | None = None) -> bytes | None:
     """Copies the audio and subtitle streams of a video into a Matroska file in memory.
 
     Args:
@@ -116,7 +116,8 @@ def _write_matroska(streams: list[Stream], packets: dict[int, list[Packet]], not
     begin = min(packet.pts * packet.time_base for stream in streams for packet in packets[stream.index])
     shift = max(Fraction(0), ceil(-begin / _MILLISECOND) * _MILLISECOND)  # Matroska has no time before zero
     target = io.BytesIO()
-    with av.open(target, "w", format="matroska") as output:
+    # bitexact: else every file gets random identifiers, and encoding twice would give two files
+    with av.open(target, "w", format="matroska", container_options={"fflags": "+bitexact"}) as output:
         output.metadata[_SHIFT_TAG] = str(shift)
         if notes:
             output.metadata[_NOTES_TAG] = json.dumps(notes)
@@ -184,18 +185,20 @@ class SidecarCopy:
         notes: one sentence for each thing that was not copied bit for bit.
     """
 
-    def __init__(self, sidecar: bytes, output: OutputContainer, origin: Fraction) -> None:
+    def __init__(self, sidecar: bytes, output: OutputContainer, origin: Fraction, stop: Fraction | None = None) -> None:
         """Adds the streams to the output; call it before the first packet is muxed.
 
         Args:
             sidecar: what `read_sidecar` returned.
             output: the container that is being written.
-            origin: the moment of the source that is 0 in the output, seconds.
+            origin: the moment of the source that is 0 in the output, seconds; where it is not 0 itself, packets
+                before it are left out.
+            stop: packets from this moment of the source on are left out; None takes all.
 
         Raises:
             VideoError: the sidecar is damaged.
         """
-        self._output, self._origin = output, origin
+        self._output, self._origin, self._stop = output, origin, stop
         try:
             self._input = av.open(io.BytesIO(sidecar))
             self._shift = Fraction(self._input.metadata.get(_SHIFT_TAG, "0"))
@@ -233,6 +236,7 @@ class SidecarCopy:
     def _timed(self) -> Iterator[Packet]:
         """The packets to write, with the source's exact times less the origin."""
         wanted = [stream for stream in self._input.streams if stream.index in self._targets]
+        end = None if self._stop is None else self._stop - self._origin
         for packet in self._input.demux(wanted):
             if packet.dts is None or packet.size == 0:
                 continue
@@ -246,7 +250,8 @@ class SidecarCopy:
                 offset = round((self._origin + self._shift) / packet.time_base)
             packet.pts -= offset
             packet.dts = packet.pts
-            yield packet
+            if not (self._origin and packet.pts < 0) and (end is None or packet.pts * packet.time_base < end):
+                yield packet
 
     def advance(self, seconds: Fraction | None) -> None:
         """Writes what is due before a moment of the output.

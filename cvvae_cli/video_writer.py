@@ -80,6 +80,7 @@ class VideoWriter:
         encoder_options: Mapping[str, str] | None = None,
         sidecar: bytes | None = None,
         time_origin: Fraction = Fraction(0),
+        sound_stop: Fraction | None = None,
         overwrite: bool = False,
     ) -> None:
         """Opens encoder and container; the file itself is not touched yet.
@@ -99,6 +100,7 @@ class VideoWriter:
             encoder_options: as `ffmpeg -NAME VALUE` has them.
             sidecar: sound and subtitles from `read_sidecar`.
             time_origin: moment of the source, in seconds, that becomes 0 in the file; video and sound alike.
+            sound_stop: moment of the source, in seconds, from which on sound is left out; None takes all.
             overwrite: whether an existing file may be replaced.
 
         Raises:
@@ -129,7 +131,7 @@ class VideoWriter:
             if sidecar is not None and suffix == ".png":
                 self.notes.append("The sound was left out, since a picture holds none.")
             elif sidecar is not None:
-                self._sidecar = SidecarCopy(sidecar, self._container, Fraction(time_origin))
+                self._sidecar = SidecarCopy(sidecar, self._container, Fraction(time_origin), sound_stop)
                 self.notes += self._sidecar.notes
             if sample_aspect_ratio != 1 and suffix in (".mkv", ".webm") and self._codec not in _CODECS_WITH_ASPECT:
                 # PyAV cannot reach the Matroska header's display size

@@ -1,0 +1,212 @@
+"""Latents together with the video that they stand for: its size, times, colour and sound.
+
+Opens latent files of ours and plain tensors that another program saved, and makes both look alike to the
+decoder. This module computes nothing.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from cvvae_cli.autoencoder import Autoencoder
+from cvvae_cli.config import ModelConfig, Tiling
+from cvvae_cli.errors import LatentFileError, UsageError
+from cvvae_cli.geometry import SPATIAL_COMPRESSION_RATIO as CELL
+from cvvae_cli.geometry import cell_count, frame_count, latent_frame_count
+from cvvae_cli.latent_file import LatentReader, is_latent_file
+from cvvae_cli.plain_latents import read_plain_latents, to_tzhw
+from cvvae_cli.video_io import Colour, VideoInfo
+
+PLAIN_FRAME_RATE = Fraction(24)
+"""Frames per second of a plain tensor where nobody says."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """When each frame is shown.
+
+    Attributes:
+        pts, durations: int64 [F] in ticks.
+        time_base: seconds per tick.
+        frame_rate: average frames per second.
+        zero: the moment in seconds that becomes 0 in a video that begins with the first frame.
+    """
+
+    pts: np.ndarray
+    durations: np.ndarray
+    time_base: Fraction
+    frame_rate: Fraction
+    zero: Fraction = Fraction(0)
+
+    def origin(self, first: int) -> Fraction:
+        """The moment in seconds that becomes 0 in a video that begins with frame `first`."""
+        return self.pts[first].item() * self.time_base if first else self.zero
+
+    def end(self, stop: int) -> Fraction:
+        """The moment in seconds at which the frame before `stop` is shown no more."""
+        return (self.pts[stop - 1] + self.durations[stop - 1]).item() * self.time_base
+
+
+class LatentVideo:
+    """What the decoder needs to know. Open it with `open`; use it as a context manager.
+
+    Attributes:
+        path: the file.
+        latent_frames: t.
+        num_frames, width, height: of the video, which may be less than the latents hold.
+        colour, sample_aspect_ratio: of the source.
+        tiling: how it was encoded.
+        start: seconds of the source that its frames leave out before the first.
+        to_end: its frames reach the source's last.
+        model: the file's record of its model, None for plain tensors.
+        has_sidecar: sound or subtitles are there.
+    """
+
+    def __init__(
+        self, path: str | Path, shape: tuple[int, ...], read: Callable[[int, int], np.ndarray], reader: LatentReader | None = None
+    ) -> None:
+        self.path = path
+        self.latent_frames = shape[0]
+        self.read = read
+        self._reader = reader
+        self.num_frames, self.height, self.width = frame_count(shape[0]), shape[2] * CELL, shape[3] * CELL
+        self.colour = Colour()
+        self.sample_aspect_ratio = Fraction(1)
+        self.tiling = Tiling()
+        self.start, self.to_end = 0.0, False
+        self.model: dict | None = None
+        self.has_sidecar = False
+        steps = np.arange(self.num_frames, dtype=np.int64)
+        rate = PLAIN_FRAME_RATE
+        self._times = Times(steps, np.ones_like(steps), 1 / rate, rate)
+        if reader is not None:
+            self._describe(reader)
+
+    @classmethod
+    def open(cls, path: str | Path, config: ModelConfig, layout: str | None = None, scaled: bool = False) -> "LatentVideo":
+        """Open a latent file, or a tensor saved as .safetensors, .npy or .pt.
+
+        Args:
+            path: the file.
+            config: of the model that shall decode it; tells z, scale and shift.
+            layout: order of a plain tensor's axes, None to tell by z.
+            scaled: the values are a diffusion model's, (z - shift) * scale, and are scaled back.
+
+        Raises:
+            LatentFileError: unreadable, damaged, or of other channels than the model's.
+            UsageError: `layout` or `scaled` given for a latent file, or a layout that cannot be told.
+        """
+        if is_latent_file(path):
+            if layout or scaled:
+                raise UsageError(f"{path} says itself how it is laid out and scaled; drop --layout and --scaled.")
+            reader = LatentReader(path)
+            try:
+                opened = cls(path, reader.shape, reader.read, reader)
+                if reader.shape[1] != config.latent_channels:
+                    made = _named(opened.model)
+                    raise LatentFileError(
+                        f"{path} holds latents of {made} with z = {reader.shape[1]}, and the model given has "
+                        f"z = {config.latent_channels}; pass the first with --model."
+                    )
+                return opened
+            except BaseException:
+                reader.close()
+                raise
+        values = to_tzhw(read_plain_latents(path).values, config.latent_channels, layout)
+        if scaled:
+            values = values / np.float32(config.scaling_factor) + np.float32(config.shift_factor)
+        return cls(path, values.shape, lambda start, stop: np.ascontiguousarray(values[start:stop]))
+
+    def _describe(self, reader: LatentReader) -> None:
+        try:
+            video, encoding = json.loads(reader.metadata["video"]), json.loads(reader.metadata["encoding"])
+            record = json.loads(reader.metadata["model"])
+            self.model = {key: record[key] for key in ("name", "sha256")}
+            info = VideoInfo.from_dict(video["source"])
+            self.num_frames, self.width, self.height = int(video["num_frames"]), int(video["width"]), int(video["height"])
+            self.tiling = Tiling(**encoding["tiling"])
+            times, zero = (reader.tensor("pts"), reader.tensor("durations")), Fraction(video["origin"])
+            self.start, self.to_end = float(video["start"]), bool(video["to_end"])
+        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+            message = f"{reader.path} lacks a description that decoding needs ({error}); encode the video again."
+            raise LatentFileError(message) from error
+        expected = (latent_frame_count(self.num_frames), cell_count(self.height), cell_count(self.width))
+        timed = all(values.shape == (self.num_frames,) for values in times)
+        if self.num_frames < 1 or (reader.shape[0], *reader.shape[2:]) != expected or not timed:
+            raise LatentFileError(f"{reader.path} describes another video than its latents hold; encode the video again.")
+        self.colour, self.sample_aspect_ratio = info.colour, info.sample_aspect_ratio
+        if (self.width, self.height) != (info.width, info.height):
+            self.sample_aspect_ratio *= Fraction(info.width * self.height, info.height * self.width)
+        self._times = Times(*times, info.time_base, info.frame_rate, zero)
+        self.has_sidecar = "sidecar" in reader.tensor_names
+
+    def times(self, frame_rate: Fraction | None = None) -> Times:
+        """The stored times, or those of a constant rate."""
+        if frame_rate is None:
+            return self._times
+        steps = np.arange(self.num_frames, dtype=np.int64)
+        return Times(steps, np.ones_like(steps), 1 / frame_rate, frame_rate)
+
+    def span(self, start: float, max_frames: int | None, frame_rate: Fraction | None = None) -> tuple[int, int]:
+        """First frame not before `start` seconds of the whole decoded video, and one past the last that is wanted.
+
+        Raises:
+            UsageError: nothing is left.
+        """
+        times = self.times(frame_rate)
+        seconds = times.pts * float(times.time_base) - float(times.zero)
+        first = int(np.searchsorted(seconds, start - 5e-4)) if start else 0
+        if first >= self.num_frames:
+            raise UsageError(f"The start {start:g} s lies behind the last frame at {seconds[-1]:.3f} s; pass a smaller --start.")
+        return first, self.num_frames if max_frames is None else min(self.num_frames, first + max_frames)
+
+    def sidecar(self) -> bytes | None:
+        """Sound and subtitles as Matroska bytes."""
+        return self._reader.tensor("sidecar").tobytes() if self._reader is not None and self.has_sidecar else None
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._reader is not None:
+            self._reader.close()
+
+    def __enter__(self) -> "LatentVideo":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def check_model(latents: LatentVideo, model: Autoencoder) -> None:
+    """Refuse to decode with another model than the file names.
+
+    Raises:
+        LatentFileError: the weights differ.
+    """
+    if latents.model is None or model.identity is None or latents.model["sha256"] in (None, model.identity.sha256):
+        return
+    made, given = _named(latents.model), _named(vars(model.identity))
+    raise LatentFileError(f"{latents.path} holds latents of {made}, and the model given is {given}; pass the first with --model.")
+
+
+def _named(record: dict | None) -> str:
+    """A model's record for people: its name and the beginning of its fingerprint."""
+    if record is None or record["name"] is None:
+        return "an unnamed model"
+    return f"{record['name']} (weights {str(record['sha256'])[:12]})"
+
+
+def recorded_model(path: str | Path) -> tuple[str | None, str | None]:
+    """Name and hub revision of the model that a latent file was made with; None where there is none."""
+    if not is_latent_file(path):
+        return None, None
+    with LatentReader(path) as reader:
+        try:
+            model = json.loads(reader.metadata["model"])
+            return model["name"], model["revision"]
+        except (KeyError, TypeError, ValueError):
+            return None, None

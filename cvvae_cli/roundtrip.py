@@ -1,0 +1,217 @@
+"""Comparing a video with its latents or its copy, and the whole round trip.
+
+The source is read a second time, frame by frame beside the decoded ones; no video codec lies between.
+"""
+
+import itertools
+import resource
+import sys
+import tempfile
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cvvae_cli.autoencoder import Autoencoder
+from cvvae_cli.config import Tiling
+from cvvae_cli.errors import QualityError
+from cvvae_cli.latent_video import LatentVideo, check_model
+from cvvae_cli.metrics import Comparison, Quality
+from cvvae_cli.transcode import (
+    DecodeOptions,
+    DecodeReport,
+    EncodeOptions,
+    EncodeReport,
+    Progress,
+    decode_file,
+    decoded_frames,
+    encode_file,
+    keep_inputs,
+    no_progress,
+)
+from cvvae_cli.video_io import VideoReader, VideoWriter, probe
+
+
+def peak_mib(device: torch.device) -> float:
+    """Peak memory of this process in MiB: of the device's allocator on CUDA, resident memory on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+class SourceComparison:
+    """A comparison that draws the source's frames itself.
+
+    Args:
+        source: the video.
+        latents: which part and size of it the decoded frames show; None for all of it.
+        with_ssim: whether to measure SSIM, most of the work.
+        skip: source frames to pass over first.
+    """
+
+    def __init__(self, source: str | Path, latents: LatentVideo | None, with_ssim: bool = True, skip: int = 0) -> None:
+        self._comparison = Comparison(with_ssim)
+        size = None if latents is None else (latents.width, latents.height)
+        start = 0.0 if latents is None else latents.start
+        self._reader = VideoReader(source, start=start, size=size)
+        self._frames = itertools.islice(self._reader, skip, None)
+        self._compared = 0
+
+    def add(self, decoded: np.ndarray) -> None:
+        """Compare the next decoded frame with the next source frame.
+
+        Raises:
+            QualityError: their sizes differ.
+        """
+        frame = next(self._frames, None)
+        if frame is None:  # frames after the source's end show nothing that could be compared
+            return
+        if frame.rgb.shape != decoded.shape:
+            (height, width, _), (own_height, own_width, _) = frame.rgb.shape, decoded.shape
+            sizes = f"The source has {width}x{height} px and the copy {own_width}x{own_height}"
+            raise QualityError(f"{sizes}; compare videos of one size.")
+        self._comparison.add(frame.rgb, decoded)
+        self._compared += 1
+
+    def result(self, expected: int = 0, to_end: bool = True) -> Quality:
+        """The quality; frames without a partner are counted as missing.
+
+        Args:
+            expected: decoded frames, each of which should have had a partner in the source.
+            to_end: source frames behind the last decoded one should have had one too.
+        """
+        missing = max(0, expected - self._compared)
+        return self._comparison.result(missing + (sum(1 for _ in self._frames) if to_end else 0))
+
+    def close(self) -> None:
+        """Close the source."""
+        self._reader.close()
+
+
+def check_latents(
+    source: str | Path, latents: LatentVideo, model: Autoencoder, tiling: Tiling | None = None, progress: Progress = no_progress
+) -> Quality:
+    """Compare the part of `source` that `latents` hold with what they decode to.
+
+    Raises:
+        VideoError, LatentFileError: one cannot be read, or the latents are another model's.
+    """
+    check_model(latents, model)
+    with closing(SourceComparison(source, latents)) as comparison, torch.inference_mode():
+        for index, frame in enumerate(decoded_frames(latents, model, tiling, 0, latents.num_frames), 1):
+            comparison.add(frame)
+            progress(index, latents.num_frames)
+        return comparison.result(latents.num_frames, latents.to_end)
+
+
+def check_video(source: str | Path, copy: str | Path, progress: Progress = no_progress) -> Quality:
+    """Compare a video with its copy, frame by frame in order.
+
+    Raises:
+        VideoError: one cannot be read.
+        QualityError: their sizes differ.
+    """
+    with closing(SourceComparison(source, None)) as comparison, VideoReader(copy) as reader:
+        index = 0
+        for index, frame in enumerate(reader, 1):
+            comparison.add(frame.rgb)
+            progress(index, reader.info.num_frames)
+        return comparison.result(index)
+
+
+@dataclass(frozen=True)
+class RoundtripReport:
+    """Attributes:
+    encode, decode: how each half went.
+    quality: before any video codec.
+    psnr_file_db: of the written video, None where none was.
+    peak_mib: peak memory of the process (CPU) or the device's allocator (CUDA).
+    """
+
+    encode: EncodeReport
+    decode: DecodeReport
+    quality: Quality
+    psnr_file_db: float | None
+    peak_mib: float
+
+    def to_dict(self) -> dict:
+        """JSON-ready, with the keys that `cvvae roundtrip --json` promises."""
+        return {
+            **self.quality.to_dict(),
+            "psnr_file_db": self.psnr_file_db,
+            "width": self.encode.width,
+            "height": self.encode.height,
+            "latent_bytes": self.encode.latent_bytes,
+            "bits_per_pixel": self.encode.bits_per_pixel,
+            "encode_seconds": self.encode.seconds,
+            "decode_seconds": self.decode.seconds,
+            "encode_fps": self.encode.fps,
+            "decode_fps": self.decode.fps,
+            "peak_mib": self.peak_mib,
+            "notes": [*self.encode.notes, *self.decode.notes],
+        }
+
+
+def roundtrip_file(
+    source: str | Path,
+    output: str | Path | None,
+    *,
+    model: Autoencoder,
+    tiling: Tiling | None = None,
+    encode: EncodeOptions | None = None,
+    decode: DecodeOptions | None = None,
+    latents: str | Path | None = None,
+    progress: Progress = no_progress,
+) -> RoundtripReport:
+    """Encode a video, decode it and compare.
+
+    Args:
+        source: the video.
+        output: the decoded video; None decodes without writing one.
+        model, tiling: as for `encode_file`.
+        encode, decode: options of the halves.
+        latents: keep the latent file here; None deletes it.
+        progress: called after every chunk of either half.
+
+    Raises:
+        As `encode_file` and `decode_file`; an output that cannot be written is found out at the beginning.
+    """
+    if output is not None:
+        keep_inputs(output, source)
+        _try_output(source, output, encode or EncodeOptions(), decode or DecodeOptions())
+    with tempfile.TemporaryDirectory(prefix="cvvae-") as folder:
+        kept = Path(latents) if latents else Path(folder) / "roundtrip.latent"
+        encoded = encode_file(source, kept, model=model, tiling=tiling, options=encode, progress=progress)
+        with LatentVideo.open(kept, model.config) as opened, closing(SourceComparison(source, opened)) as comparison:
+            decoded = decode_file(opened, output, model=model, options=decode, progress=progress, observe=comparison.add)
+            quality = comparison.result(opened.num_frames, opened.to_end)
+            of_file = _file_psnr(source, output, opened) if output else None
+    return RoundtripReport(encoded, decoded, quality, of_file, peak_mib(model.device))
+
+
+def _try_output(source: str | Path, output: str | Path, encode: EncodeOptions, decode: DecodeOptions) -> None:
+    """Open the output and discard it: hours of encoding should not end at a name or an option that is refused."""
+    info = probe(source)
+    width, height = encode.size or (info.width, info.height)
+    VideoWriter(
+        output,
+        width,
+        height,
+        decode.frame_rate or info.frame_rate,
+        info.time_base,
+        codec=decode.codec,
+        crf=decode.crf,
+        preset=decode.preset,
+        pix_fmt=decode.pix_fmt,
+        encoder_options=dict(decode.encoder_options),
+        overwrite=decode.overwrite,
+    ).abort()
+
+
+def _file_psnr(source: str | Path, output: str | Path, latents: LatentVideo) -> float:
+    with closing(SourceComparison(source, latents, with_ssim=False)) as comparison, VideoReader(output) as reader:
+        for frame in reader:
+            comparison.add(frame.rgb)
+        return comparison.result(to_end=False).psnr_db

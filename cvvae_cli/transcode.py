@@ -1,0 +1,415 @@
+"""Files in, files out: a video to a latent file, latents to a video.
+
+What a latent file says about its video, its model and its making is written and read here (the JSON strings
+of its header); the bytes are `latent_file`'s, the computing is `codec`'s.
+"""
+
+import itertools
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cvvae_cli.autoencoder import Autoencoder, ModelIdentity
+from cvvae_cli.codec import decode_frames, draw_latents, encode_frames, first_chunk_with, pad_to_cells
+from cvvae_cli.config import Tiling, config_to_dict
+from cvvae_cli.errors import OutputError, QualityError, UsageError
+from cvvae_cli.geometry import TEMPORAL_COMPRESSION_RATIO as STEP
+from cvvae_cli.geometry import cell_count
+from cvvae_cli.latent_file import LatentWriter
+from cvvae_cli.latent_video import LatentVideo, Times, check_model
+from cvvae_cli.media import open_input, timeline_start
+from cvvae_cli.metrics import Comparison, Quality
+from cvvae_cli.video_io import VideoReader, VideoWriter, read_sidecar
+
+Progress = Callable[[int, int | None], None]
+"""Called with the frames done and the frames expected (None where nobody knows)."""
+
+LATENTS_PER_READ = 8
+LONGEST_DELAY = Fraction(1)
+"""Seconds that a file may begin late (sound before pictures) and come back so; beyond it, its first moment is a
+broadcast's or recorder's clock, and the copy begins at 0."""
+TORCH_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def no_progress(done: int, total: int | None) -> None:
+    """Say nothing."""
+
+
+def keep_inputs(output: str | Path, *inputs: str | Path) -> None:
+    """Refuse an output that is one of the inputs, whatever was said about overwriting.
+
+    Raises:
+        OutputError: so.
+    """
+    for path in inputs:
+        if os.path.exists(path) and os.path.exists(output) and os.path.samefile(path, output):
+            raise OutputError(f"{output} is an input too and would be lost; name another output.")
+
+
+def model_name(identity: ModelIdentity) -> str:
+    """A model's name without the path of a local one, which is this machine's affair."""
+    return Path(identity.name).resolve().name if os.path.exists(identity.name) else identity.name
+
+
+@dataclass(frozen=True)
+class EncodeOptions:
+    """Attributes:
+    start: seconds from the beginning.
+    duration: seconds; None reads to the end.
+    max_frames: at most so many frames; None reads all.
+    size: (width, height) to resize to before encoding; None keeps the source's.
+    seed: draw the posterior with this seed; None stores its mean.
+    latent_dtype: "float16", "bfloat16" or "float32".
+    audio: carry sound and subtitles along.
+    check: decode each chunk while its source is at hand and store the quality.
+    min_psnr_db: with `check`, refuse below this mean PSNR.
+    overwrite: an existing output may be replaced.
+    """
+
+    start: float = 0.0
+    duration: float | None = None
+    max_frames: int | None = None
+    size: tuple[int, int] | None = None
+    seed: int | None = None
+    latent_dtype: str = "float16"
+    audio: bool = True
+    check: bool = False
+    min_psnr_db: float | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class EncodeReport:
+    """Attributes:
+    frames, width, height: of the video as encoded.
+    latent_bytes: payload without sound.
+    bits_per_pixel: 8 latent_bytes / (width height frames).
+    seconds: file to file, model loaded.
+    quality: where it was checked.
+    notes: what could not be done exactly, a sentence each.
+    """
+
+    frames: int
+    width: int
+    height: int
+    latent_bytes: int
+    bits_per_pixel: float
+    seconds: float
+    quality: Quality | None
+    notes: tuple[str, ...]
+
+    @property
+    def fps(self) -> float:
+        return self.frames / self.seconds
+
+
+def encode_file(
+    source: str | Path,
+    output: str | Path,
+    *,
+    model: Autoencoder,
+    tiling: Tiling | None = None,
+    options: EncodeOptions | None = None,
+    progress: Progress = no_progress,
+) -> EncodeReport:
+    """Encode a video file to a latent file.
+
+    Args:
+        source: a video or a picture.
+        output: the latent file; any extension.
+        model: from `load_model`.
+        tiling: how to cut; None is the default.
+        options: what to read and how to store it.
+        progress: called after every chunk.
+
+    Raises:
+        VideoError, LatentFileError, OutputError, DeviceError, UsageError: nothing is left behind.
+        QualityError: the check fell below `min_psnr_db`.
+
+    Memory: a chunk of frames, 16 bytes per frame of timestamps, and the sound.
+    """
+    tiling, options = tiling or Tiling(), options or EncodeOptions()
+    keep_inputs(output, source)
+    if options.min_psnr_db is not None and not options.check:
+        raise UsageError(f"A floor of {options.min_psnr_db} dB needs the check; pass --check.")
+    began = perf_counter()
+    with VideoReader(source, options.start, options.duration, options.max_frames, options.size) as reader:
+        shape = (model.latent_channels, cell_count(reader.height), cell_count(reader.width))
+        with LatentWriter(output, *shape, options.latent_dtype, options.overwrite) as writer, torch.inference_mode():
+            run = _Encoding(reader, writer, model, tiling, options, progress)
+            quality = run.run()
+            tensors = {"pts": np.array(run.pts, np.int64), "durations": np.array(run.durations, np.int64)}
+            sidecar = read_sidecar(source, *run.sound_span()) if options.audio else None
+            if sidecar:
+                tensors["sidecar"] = np.frombuffer(sidecar, np.uint8)
+            latent_bytes = writer.latent_frames * int(np.prod(shape)) * TORCH_DTYPES[options.latent_dtype].itemsize
+            writer.close(_metadata(run, quality), tensors)
+        frames, width, height = len(run.pts), reader.width, reader.height
+        bits = 8 * latent_bytes / (width * height * frames)
+        seconds = perf_counter() - began
+        return EncodeReport(frames, width, height, latent_bytes, bits, seconds, quality, _reader_notes(reader, run))
+
+
+class _Encoding:
+    """One run of `encode_file`: pulls latents, which pull frames; with a check, decoded frames pull both."""
+
+    def __init__(
+        self,
+        reader: VideoReader,
+        writer: LatentWriter,
+        model: Autoencoder,
+        tiling: Tiling,
+        options: EncodeOptions,
+        progress: Progress,
+    ) -> None:
+        self.reader, self.writer, self.model = reader, writer, model
+        self.tiling, self.options, self.progress = tiling, options, progress
+        with open_input(reader.path) as container:
+            self._timeline_start = timeline_start(container)
+        self.pts: list[int] = []
+        self.durations: list[int] = []
+        self._unchecked: deque[np.ndarray] = deque()
+
+    def run(self) -> Quality | None:
+        latents = draw_latents(encode_frames(self.model, self._frames(), self.tiling), self.options.seed)
+        if not self.options.check:
+            for _ in self._stored(latents):
+                pass
+            return None
+        comparison = Comparison()
+        decoded = decode_frames(self.model, self._stored(latents), self.tiling)
+        for frame in cropped_frames(decoded, self.reader.height, self.reader.width):
+            if self._unchecked:  # the last latent may stand for frames that the source has no more
+                comparison.add(self._unchecked.popleft(), frame)
+        quality = comparison.result(len(self._unchecked))
+        floor = self.options.min_psnr_db
+        if floor is not None and quality.psnr_db < floor:
+            found = f"{quality.psnr_db:.2f} dB"
+            raise QualityError(f"The round trip has {found}, below the {floor:g} dB asked for; nothing was written.")
+        return quality
+
+    @property
+    def to_end(self) -> bool:
+        """Whether the frames are known to reach the source's last."""
+        limit = self.options.max_frames
+        return self.options.duration is None and (limit is None or len(self.pts) < limit)
+
+    @property
+    def origin(self) -> Fraction:
+        """The moment of the container's clock, in seconds, that is 0 in a video made of the latents."""
+        if self.options.start:
+            return self.pts[0] * self.reader.info.time_base
+        return self._timeline_start if self._timeline_start >= LONGEST_DELAY else Fraction(0)
+
+    def sound_span(self) -> tuple[Fraction, Fraction | None]:
+        """The part of the sound that belongs to the frames, as `read_sidecar` counts: seconds from the timeline's start."""
+        tick, zero = self.reader.info.time_base, self._timeline_start
+        start = self.pts[0] * tick - zero if self.options.start else Fraction(0)
+        return start, None if self.to_end else (self.pts[-1] + self.durations[-1]) * tick - zero
+
+    def _frames(self) -> Iterator[Tensor]:
+        for frame in self.reader:
+            self.pts.append(frame.pts)
+            self.durations.append(frame.duration)
+            if self.options.check:
+                self._unchecked.append(frame.rgb)
+            yield pad_to_cells(torch.from_numpy(frame.rgb).permute(2, 0, 1)[None, :, None])
+
+    def _stored(self, latents: Iterable[Tensor]) -> Iterator[Tensor]:
+        dtype = TORCH_DTYPES[self.options.latent_dtype]
+        whole = self.reader.info.num_frames if self.options.duration is None and not self.options.start else None
+        total = min((n for n in (whole, self.options.max_frames) if n is not None), default=None)
+        for piece in latents:
+            piece = piece.cpu()
+            self.writer.append(piece[0].transpose(0, 1).contiguous().numpy())
+            self.progress(len(self.pts), total)
+            yield piece.to(dtype).float()
+
+
+def _metadata(run: _Encoding, quality: Quality | None) -> dict[str, str]:
+    """The header's strings; nothing of the machine or the moment, so that encoding twice gives the same bytes."""
+    reader, model, seed = run.reader, run.model, run.options.seed
+    identity = model.identity
+    described = {
+        "name": model_name(identity) if identity else None,
+        "sha256": identity.sha256 if identity else None,
+        "revision": identity.revision if identity else None,
+        "config": config_to_dict(model.config),
+    }
+    video = {
+        "width": reader.width, "height": reader.height, "num_frames": len(run.pts),
+        "start": run.options.start, "to_end": run.to_end, "origin": str(run.origin), "source": reader.info.to_dict(),
+    }  # fmt: skip
+    encoding = {
+        "tiling": asdict(run.tiling), "latents": "mean" if seed is None else "sample", "seed": seed,
+        "compute_dtype": str(model.dtype).removeprefix("torch."),
+    }  # fmt: skip
+    metadata = {"model": described, "video": video, "encoding": encoding} | ({"quality": quality.to_dict()} if quality else {})
+    return {key: json.dumps(value) for key, value in metadata.items()}
+
+
+def _reader_notes(reader: VideoReader, run: _Encoding) -> tuple[str, ...]:
+    stated, found = reader.info.num_frames, len(run.pts)
+    cut = (f"The container counts {stated} frames, of which {found} could be read.",)
+    short = run.to_end and not run.options.start and stated is not None and found < stated
+    counts = (
+        (reader.broken_packets, "damaged packets were passed over"),
+        (reader.changed_frames, "frames of another size were scaled to the first frame's"),
+        (reader.repaired_times, "missing or falling timestamps were repaired"),
+    )
+    return tuple(f"{count} {what}." for count, what in counts if count) + (cut if short else ())
+
+
+def cropped_frames(pieces: Iterable[Tensor], height: int, width: int) -> Iterator[np.ndarray]:
+    """Single frames uint8 [H, W, 3] out of uint8 (1, 3, n, H', W') pieces."""
+    for piece in pieces:
+        for frame in piece[0].permute(1, 2, 3, 0).numpy():
+            yield np.ascontiguousarray(frame[:height, :width])
+
+
+@dataclass(frozen=True)
+class DecodeOptions:
+    """Attributes:
+    start: seconds from the beginning of the whole decoded video.
+    max_frames: at most so many frames; None decodes all.
+    frame_rate: constant rate that replaces the timestamps (the sound is left out then); None keeps them.
+    audio: write sound and subtitles where the latents carry them.
+    codec, crf, preset, pix_fmt, encoder_options: as `VideoWriter` takes them.
+    overwrite: an existing output may be replaced.
+    """
+
+    start: float = 0.0
+    max_frames: int | None = None
+    frame_rate: Fraction | None = None
+    audio: bool = True
+    codec: str | None = None
+    crf: float | None = None
+    preset: str | None = None
+    pix_fmt: str | None = None
+    encoder_options: tuple[tuple[str, str], ...] = ()
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class DecodeReport:
+    """Attributes:
+    frames, width, height: of the video written.
+    seconds: file to file, model loaded, without the observer's time.
+    notes: what could not be done exactly, a sentence each.
+    """
+
+    frames: int
+    width: int
+    height: int
+    seconds: float
+    notes: tuple[str, ...]
+
+    @property
+    def fps(self) -> float:
+        return self.frames / self.seconds
+
+
+def decode_file(
+    latents: str | Path | LatentVideo,
+    output: str | Path | None,
+    *,
+    model: Autoencoder,
+    tiling: Tiling | None = None,
+    options: DecodeOptions | None = None,
+    progress: Progress = no_progress,
+    observe: Callable[[np.ndarray], None] | None = None,
+) -> DecodeReport:
+    """Decode latents to a video file.
+
+    Args:
+        latents: a latent file, or what `latent_video` opened.
+        output: the video; the extension chooses the container. None decodes for `observe` alone.
+        model: the one that the latents belong to.
+        tiling: how to cut; None is how they were encoded.
+        options: what to write and how.
+        progress: called after every chunk.
+        observe: called with every frame, uint8 [H, W, 3], before the video codec.
+
+    Raises:
+        LatentFileError, OutputError, DeviceError, UsageError: nothing is left behind.
+    """
+    options = options or DecodeOptions()
+    began = perf_counter()
+    if not isinstance(latents, LatentVideo):
+        with LatentVideo.open(latents, model.config) as opened:
+            return decode_file(
+                opened, output, model=model, tiling=tiling, options=options, progress=progress, observe=observe
+            )
+    check_model(latents, model)
+    if output is not None:
+        keep_inputs(output, latents.path)
+    first, stop = latents.span(options.start, options.max_frames, options.frame_rate)
+    times, notes, observing = latents.times(options.frame_rate), [], 0.0
+    if options.audio and options.frame_rate is not None and latents.has_sidecar:
+        notes.append("The sound is left out, because --fps changes the timing.")
+    with ExitStack() as stack:
+        writer = None
+        if output is not None:
+            writer = stack.enter_context(_video_writer(latents, output, times, (first, stop), options))
+        stack.enter_context(torch.inference_mode())
+        for index, frame in enumerate(decoded_frames(latents, model, tiling, first, stop), first):
+            if writer:
+                writer.write(frame, int(times.pts[index]), int(times.durations[index]))
+            if observe:
+                paused = perf_counter()
+                observe(frame)
+                observing += perf_counter() - paused
+            progress(index + 1 - first, stop - first)
+    seconds = perf_counter() - began - observing
+    return DecodeReport(stop - first, latents.width, latents.height, seconds, (*notes, *(writer.notes if writer else ())))
+
+
+def _video_writer(
+    latents: LatentVideo, output: str | Path, times: Times, span: tuple[int, int], options: DecodeOptions
+) -> VideoWriter:
+    first, stop = span
+    return VideoWriter(
+        output,
+        latents.width,
+        latents.height,
+        times.frame_rate,
+        times.time_base,
+        colour=latents.colour,
+        sample_aspect_ratio=latents.sample_aspect_ratio,
+        codec=options.codec,
+        crf=options.crf,
+        preset=options.preset,
+        pix_fmt=options.pix_fmt,
+        encoder_options=dict(options.encoder_options),
+        sidecar=latents.sidecar() if options.audio and options.frame_rate is None else None,
+        time_origin=times.origin(first),
+        sound_stop=times.end(stop) if stop < latents.num_frames else None,
+        overwrite=options.overwrite,
+    )
+
+
+def decoded_frames(
+    latents: LatentVideo, model: Autoencoder, tiling: Tiling | None, first: int, stop: int
+) -> Iterator[np.ndarray]:
+    """Frames `first` to `stop` as uint8 [H, W, 3], as a full decode gives them, reading only the chunks they need."""
+    tiling = tiling or latents.tiling
+    begin = first_chunk_with(first, tiling)
+
+    def pieces() -> Iterator[Tensor]:
+        for start in range(begin, latents.latent_frames, LATENTS_PER_READ):
+            values = latents.read(start, min(start + LATENTS_PER_READ, latents.latent_frames))
+            yield torch.from_numpy(values).transpose(0, 1)[None]
+
+    frames = cropped_frames(decode_frames(model, pieces(), tiling, begin), latents.height, latents.width)
+    skipped = first - (STEP * begin + 1 if begin else 0)
+    return itertools.islice(frames, skipped, skipped + stop - first)
