@@ -18,12 +18,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from cvvae_cli.autoencoder import Autoencoder, ModelIdentity
 from cvvae_cli.config import CVVAEConfig, ModelConfig, config_from_dict, config_to_dict
-from cvvae_cli.errors import DeviceError, ModelError, OutputError
+from cvvae_cli.errors import DeviceError, ModelError, OutputError, UsageError
 from cvvae_cli.model_names import (
     CONFIG_FILE,
     KNOWN_MODELS,
@@ -107,6 +107,21 @@ def resolve_device(device: str | torch.device) -> torch.device:
     return resolved
 
 
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The dtype that a user's word means: "auto" is bfloat16 where the device multiplies it in hardware, else float32.
+
+    Raises:
+        UsageError: the word is unknown.
+    """
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype == "auto":
+        quick = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else torch.cpu._is_amx_tile_supported()
+        return torch.bfloat16 if quick else torch.float32
+    if dtype not in known:
+        raise UsageError(f"Dtype {dtype!r} is unknown; pass auto, {', '.join(known)}.")
+    return known[dtype]
+
+
 def weights_sha256(tensors: Mapping[str, Tensor]) -> str:
     """Fingerprint of weights: the same for the same content in any container and any order.
 
@@ -169,7 +184,7 @@ def save_model(
     target = Path(path)
     part = target.with_name(target.name + ".part")
     try:
-        save_file(state, part, header)
+        part.write_bytes(save(state, header))  # save_file would hide the file from other users (mode 0600)
         os.replace(part, target)
     except (OSError, SafetensorError) as error:
         part.unlink(missing_ok=True)

@@ -1,0 +1,43 @@
+"""The command line: one Typer app, one file per verb."""
+
+from typing import Annotated
+
+import typer
+
+from cvvae_cli import __version__
+from cvvae_cli.commands import bench, check, decode, demo, encode, info, models, roundtrip, train
+
+app = typer.Typer(
+    name="cvvae",
+    help="Move long video into the latent space of CV-VAE, a causal 3-D autoencoder, and back.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"cvvae {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Options of the program itself."""
+
+
+app.command(epilog=encode.EPILOG)(encode.encode)
+app.command(epilog=decode.EPILOG)(decode.decode)
+app.command(epilog=roundtrip.EPILOG)(roundtrip.roundtrip)
+app.command(epilog=check.EPILOG)(check.check)
+app.command(epilog=info.EPILOG)(info.info)
+app.command(epilog=bench.EPILOG)(bench.bench)
+app.add_typer(models.app, name="models")
+app.command(epilog=train.EPILOG)(train.train)
+app.command(epilog=demo.EPILOG)(demo.demo)

@@ -1,0 +1,96 @@
+"""`cvvae decode`."""
+
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cvvae_cli.commands import options as o
+from cvvae_cli.commands.check import quality_rows
+from cvvae_cli.console import Reporter
+from cvvae_cli.errors import LatentFileError, VideoError
+
+EPILOG = (
+    "Examples: `cvvae decode out.latent back.mp4` · "
+    "`cvvae decode generated.safetensors video.mp4 --model cv-vae-sd3 --fps 24 --scaled` (latents of a diffusion model)"
+)
+
+_FPS_HELP = "Constant frame rate instead of the stored times, e.g. 30000/1001; 24 for plain tensors."
+_LAYOUT_HELP = "Axes of a plain tensor: tzhw, zthw or bzthw; told by z if not given."
+_SCALED_HELP = "A plain tensor is scaled as a diffusion model sees it: undo scale and shift."
+
+
+def decode(
+    latents: Annotated[Path, typer.Argument(metavar="IN", help="A latent file, or a tensor in .safetensors, .npy or .pt.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="The video: .mp4, .mov, .mkv, .webm, or .png for one frame.")],
+    model: o.Model = None,
+    revision: o.Revision = None,
+    device: o.Device = "auto",
+    dtype: o.Dtype = "auto",
+    tile: o.Tile = None,
+    overlap: o.Overlap = None,
+    chunk_overlap: o.ChunkOverlap = None,
+    tiling: o.TilingMode = None,
+    start: Annotated[float, typer.Option(min=0, help="Seconds from the beginning.")] = 0.0,
+    frames: Annotated[int | None, typer.Option(min=1, help="Decode at most so many frames.")] = None,
+    fps: Annotated[str | None, typer.Option(help=_FPS_HELP)] = None,
+    audio: Annotated[bool, typer.Option("--audio/--no-audio", help="Write sound and subtitles that the latents carry.")] = True,
+    codec: o.Codec = None,
+    crf: o.Crf = None,
+    preset: o.Preset = None,
+    encoder_opt: o.EncoderOpt = None,
+    pix_fmt: o.PixFmt = None,
+    layout: Annotated[str | None, typer.Option(help=_LAYOUT_HELP)] = None,
+    scaled: Annotated[bool, typer.Option("--scaled", help=_SCALED_HELP)] = False,
+    against: Annotated[Path | None, typer.Option(metavar="SOURCE", help="Compare with this video on the way.")] = None,
+    overwrite: o.Overwrite = False,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Decode a latent file, or latents that a diffusion model made, to a video."""
+    reporter = Reporter(as_json, quiet)
+    rate, pairs = o.rate_of(fps), o.encoder_options_of(encoder_opt)
+    o.require_file(latents, LatentFileError)
+    if against is not None:
+        o.require_file(against, VideoError)
+    o.require_free(output, overwrite)
+    from cvvae_cli.latent_video import LatentVideo
+    from cvvae_cli.roundtrip import SourceComparison
+    from cvvae_cli.transcode import DecodeOptions, decode_file, keep_inputs
+
+    settings = DecodeOptions(start, frames, rate, audio, codec, crf, preset, pix_fmt, pairs, overwrite)
+    loaded = o.model_of_latents(latents, model, revision, device, dtype)
+    notes, quality = [], None
+    with ExitStack() as stack:
+        opened = stack.enter_context(LatentVideo.open(latents, loaded.config, layout, scaled))
+        if model is None and opened.model is None:
+            notes.append(f"{latents} does not name its model, so the default decodes it; pass --model if another made it.")
+        plan = o.tiling_of(tile, overlap, chunk_overlap, tiling, opened.tiling)
+        notes += o.rounding_notes(plan)
+        comparison = None
+        if against is not None:
+            keep_inputs(output, against)
+            first, stop = opened.span(start, frames, rate)
+            comparison = stack.enter_context(closing(SourceComparison(against, opened, skip=first)))
+        progress = stack.enter_context(reporter.progress("decode"))
+        report = decode_file(
+            opened, output, model=loaded, tiling=plan, options=settings, progress=progress,
+            observe=comparison.add if comparison else None,
+        )  # fmt: skip
+        if comparison:
+            quality = comparison.result(stop - first, opened.to_end and stop == opened.num_frames)
+    notes += report.notes
+    for sentence in notes:
+        reporter.note(sentence)
+    values = {
+        "output": str(output), **o.described(loaded), "frames": report.frames, "width": report.width, "height": report.height,
+        "seconds": report.seconds, "decode_fps": report.fps, "quality": quality.to_dict() if quality else None, "notes": notes,
+    }  # fmt: skip
+    rows = [
+        ("video", f"{report.frames} frames of {report.width}x{report.height}"),
+        ("model", str(values["model"])),
+        ("speed", f"{report.fps:.1f} frames/s"),
+        *(quality_rows(quality) if quality else []),
+    ]
+    reporter.answer(values, str(output), rows)

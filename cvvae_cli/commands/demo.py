@@ -1,0 +1,52 @@
+"""`cvvae demo`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cvvae_cli.commands import options as o
+from cvvae_cli.commands.check import quality_rows
+from cvvae_cli.console import Reporter
+
+EPILOG = "Example: `cvvae demo` writes demo/source.mp4, demo/source.latent and demo/back.mp4."
+
+
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where to put the three files.")] = Path("demo"),
+    model: o.Model = None,
+    device: o.Device = "auto",
+    dtype: o.Dtype = "auto",
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Make a short clip, encode it, decode it, and compare: the whole tool in one go, offline."""
+    reporter = Reporter(as_json, quiet)
+    from cvvae_cli.demo_clip import write_demo_clip
+    from cvvae_cli.errors import OutputError
+    from cvvae_cli.roundtrip import roundtrip_file
+    from cvvae_cli.transcode import DecodeOptions, EncodeOptions
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"Folder {folder} cannot be made ({error.strerror}); name another.") from error
+    source, latents, back = folder / "source.mp4", folder / "source.latent", folder / "back.mp4"
+    reporter.note(f"making {source}")
+    write_demo_clip(source, overwrite=True)
+    loaded = o.model_of(model, None, device, dtype)
+    with reporter.progress("roundtrip") as progress:
+        report = roundtrip_file(
+            source, back, model=loaded, latents=latents, progress=progress,
+            encode=EncodeOptions(overwrite=True), decode=DecodeOptions(overwrite=True),
+        )  # fmt: skip
+    encoded = report.encode
+    rows = [
+        ("source", f"{source}: {encoded.frames} frames of {encoded.width}x{encoded.height}, with sound"),
+        ("latents", f"{latents}: {encoded.latent_bytes / 1e3:.0f} kB, {encoded.bits_per_pixel:.3f} bits per pixel"),
+        ("decoded", f"{back}: PSNR through the video codec {report.psnr_file_db:.2f} dB"),
+        *quality_rows(report.quality),
+        ("speed", f"encode {encoded.fps:.1f}, decode {report.decode.fps:.1f} frames/s"),
+    ]
+    files = {"source": str(source), "latents": str(latents), "decoded": str(back)}
+    reporter.answer({**files, **report.to_dict()}, "cvvae demo", rows)

@@ -1,0 +1,75 @@
+"""`cvvae encode`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cvvae_cli.commands import options as o
+from cvvae_cli.commands.check import quality_rows
+from cvvae_cli.console import Reporter
+from cvvae_cli.errors import UsageError, VideoError
+
+EPILOG = (
+    "Examples: `cvvae encode in.mp4 out.latent` · "
+    "`cvvae encode in.mp4 out.latent --size 512x288 --frames 65 --check --min-psnr 28`"
+)
+
+_CHECK_HELP = "Decode each chunk at once, compare it with the source and store the quality."
+_MIN_PSNR_HELP = "With --check: write nothing and exit 7 below this mean PSNR."
+
+
+def encode(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A video, or a picture (a video of one frame).")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="The latent file; any extension.")],
+    model: o.Model = None,
+    revision: o.Revision = None,
+    device: o.Device = "auto",
+    dtype: o.Dtype = "auto",
+    tile: o.Tile = None,
+    overlap: o.Overlap = None,
+    chunk_overlap: o.ChunkOverlap = None,
+    tiling: o.TilingMode = None,
+    start: Annotated[float, typer.Option(min=0, help="Seconds from the beginning.")] = 0.0,
+    duration: Annotated[float | None, typer.Option(help="Seconds to encode.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Encode at most so many frames.")] = None,
+    size: o.Size = None,
+    sample: Annotated[bool, typer.Option("--sample", help="Draw the posterior instead of taking its mean.")] = False,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of --sample; 0 by default.")] = None,
+    latent_dtype: o.LatentDtype = "float16",
+    audio: Annotated[bool, typer.Option("--audio/--no-audio", help="Carry sound and subtitles along.")] = True,
+    check: Annotated[bool, typer.Option("--check", help=_CHECK_HELP)] = False,
+    min_psnr: Annotated[float | None, typer.Option(metavar="DB", help=_MIN_PSNR_HELP)] = None,
+    overwrite: o.Overwrite = False,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Encode a video to a latent file that can restore it: size, frames, times, colour and sound."""
+    reporter = Reporter(as_json, quiet)
+    plan, wanted = o.tiling_of(tile, overlap, chunk_overlap, tiling), o.size_of(size)
+    if seed is not None and not sample:
+        raise UsageError(f"Seed {seed} has no effect on the posterior's mean; pass --sample too or drop --seed.")
+    o.require_file(source, VideoError)
+    o.require_free(output, overwrite)
+    from cvvae_cli.transcode import EncodeOptions, encode_file
+
+    drawn = (seed or 0) if sample else None
+    settings = EncodeOptions(start, duration, frames, wanted, drawn, latent_dtype, audio, check, min_psnr, overwrite)
+    loaded = o.model_of(model, revision, device, dtype)
+    with reporter.progress("encode") as progress:
+        report = encode_file(source, output, model=loaded, tiling=plan, options=settings, progress=progress)
+    notes = [*o.rounding_notes(plan), *report.notes]
+    for sentence in notes:
+        reporter.note(sentence)
+    values = {
+        "output": str(output), **o.described(loaded), "frames": report.frames, "width": report.width, "height": report.height,
+        "latent_bytes": report.latent_bytes, "bits_per_pixel": report.bits_per_pixel, "seconds": report.seconds,
+        "encode_fps": report.fps, "quality": report.quality.to_dict() if report.quality else None, "notes": notes,
+    }  # fmt: skip
+    rows = [
+        ("video", f"{report.frames} frames of {report.width}x{report.height}"),
+        ("latents", f"{report.latent_bytes / 1e6:.2f} MB, {report.bits_per_pixel:.3f} bits per pixel"),
+        ("speed", f"{report.fps:.1f} frames/s"),
+        *(quality_rows(report.quality) if report.quality else []),
+    ]
+    reporter.answer(values, str(output), rows)

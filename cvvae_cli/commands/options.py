@@ -1,0 +1,198 @@
+"""Options that several commands share, and the way from their words to the pipeline's objects."""
+
+import os
+import re
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cvvae_cli.config import Tiling
+from cvvae_cli.errors import CvvaeError, DeviceError, ModelError, OutputError, UsageError
+from cvvae_cli.geometry import SPATIAL_COMPRESSION_RATIO as CELL
+
+if TYPE_CHECKING:
+    from cvvae_cli.autoencoder import Autoencoder
+
+MODEL, DEVICE, CUTTING, VIDEO = "Model", "Device", "Tiles and chunks", "Video file"
+
+_MODEL_HELP = "Name (see `cvvae models`), hub id, folder or weights file."
+_TILE_HELP = "Tile size in pixels, 64 or more; 256 by default, 576 with --tiling official."
+_CHUNK_HELP = "Frames that neighbouring chunks crossfade, a multiple of 4; 4 by default, 0 as the release."
+
+Model = Annotated[str | None, typer.Option(envvar="CVVAE_MODEL", help=_MODEL_HELP, rich_help_panel=MODEL)]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.", rich_help_panel=MODEL)]
+Device = Annotated[str, typer.Option(envvar="CVVAE_DEVICE", help="auto, cpu, cuda or cuda:N.", rich_help_panel=DEVICE)]
+Dtype = Annotated[
+    str, typer.Option(envvar="CVVAE_DTYPE", help="auto, float32, bfloat16 or float16.", rich_help_panel=DEVICE)
+]
+Tile = Annotated[int | None, typer.Option(help=_TILE_HELP, rich_help_panel=CUTTING)]
+Overlap = Annotated[
+    int | None, typer.Option(help="Overlap of neighbouring tiles in pixels; 64 by default.", rich_help_panel=CUTTING)
+]
+ChunkOverlap = Annotated[int | None, typer.Option(help=_CHUNK_HELP, rich_help_panel=CUTTING)]
+TilingMode = Annotated[
+    str | None, typer.Option("--tiling", help="blend, or official for the release's algorithm.", rich_help_panel=CUTTING)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Answer with one JSON object on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no table, only errors (and --json).")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", "-y", help="Replace an existing output.")]
+LatentDtype = Annotated[str, typer.Option(help="How latents are stored: float16, bfloat16 or float32.")]
+Size = Annotated[str | None, typer.Option(metavar="WxH", help="Resize exactly to this before encoding.")]
+Codec = Annotated[
+    str | None, typer.Option(help="Video encoder; libx264 by default (libvpx-vp9 for .webm).", rich_help_panel=VIDEO)
+]
+Crf = Annotated[
+    float | None, typer.Option(help="Constant quality of the encoder, smaller is better; 16 for x264.", rich_help_panel=VIDEO)
+]
+Preset = Annotated[str | None, typer.Option(help="Preset of the encoder, e.g. veryfast.", rich_help_panel=VIDEO)]
+PixFmt = Annotated[str | None, typer.Option(help="Pixel format, e.g. yuv444p.", rich_help_panel=VIDEO)]
+EncoderOpt = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=VALUE", help="An option of the encoder; may be repeated.", rich_help_panel=VIDEO),
+]
+
+
+def tiling_of(
+    tile: int | None, overlap: int | None, chunk_overlap: int | None, mode: str | None, base: Tiling | None = None
+) -> Tiling | None:
+    """The tiling that options describe on top of `base` (the recorded one on decode); None if none was given.
+
+    Raises:
+        UsageError: they contradict one another.
+    """
+    if tile is overlap is chunk_overlap is mode is None:
+        return None
+    if mode not in (None, "blend", "official"):
+        raise UsageError(f"Tiling {mode!r} is unknown; pass --tiling blend or --tiling official.")
+    base = base or Tiling()
+    if (mode or base.mode) == "official":
+        if overlap is not None:
+            raise UsageError(f"Overlap {overlap} cannot be chosen with official tiles (it is 2/9 of the tile); drop --overlap.")
+        if chunk_overlap:
+            raise UsageError(f"Chunk overlap {chunk_overlap} does not exist in the official algorithm; pass --chunk-overlap 0.")
+        return Tiling.official(tile if tile is not None else base.tile if base.mode == "official" else 576)
+    base = Tiling() if base.mode == "official" else base
+    tile = base.tile if tile is None else tile
+    return Tiling(
+        tile=tile,
+        overlap=min(base.overlap, max(tile // 4 // CELL * CELL, 0)) if overlap is None else overlap,
+        chunk_overlap=base.chunk_overlap if chunk_overlap is None else chunk_overlap,
+        chunk=base.chunk,
+    )
+
+
+def rounding_notes(tiling: Tiling | None) -> list[str]:
+    """A word about sizes that are not whole cells."""
+    if tiling is None or (tiling.tile % CELL == 0 and tiling.overlap % CELL == 0):
+        return []
+    used = f"{tiling.tile_cells * CELL} and {tiling.overlap_cells * CELL} px"
+    return [f"Tile {tiling.tile} px with overlap {tiling.overlap} px is rounded to {used} (cells of {CELL} px)."]
+
+
+def size_of(text: str | None) -> tuple[int, int] | None:
+    """WIDTHxHEIGHT as two numbers.
+
+    Raises:
+        UsageError: not of that form.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
+    if not match:
+        raise UsageError(f"Size {text!r} must be WIDTHxHEIGHT in pixels; pass for example --size 854x480.")
+    return int(match[1]), int(match[2])
+
+
+def rate_of(text: str | None) -> Fraction | None:
+    """A frame rate as a number or a fraction.
+
+    Raises:
+        UsageError: not a positive number.
+    """
+    if text is None:
+        return None
+    try:
+        rate = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        rate = Fraction(0)
+    if not 0 < rate <= 1000:
+        raise UsageError(f"Frame rate {text!r} must be above 0 and at most 1000; pass for example --fps 24 or --fps 30000/1001.")
+    return rate
+
+
+def encoder_options_of(pairs: list[str] | None) -> tuple[tuple[str, str], ...]:
+    """NAME=VALUE pairs.
+
+    Raises:
+        UsageError: one has no "=".
+    """
+    split = [pair.partition("=") for pair in pairs or []]
+    wrong = next(("".join(parts) for parts in split if not parts[1]), None)
+    if wrong is not None:
+        raise UsageError(f"Encoder option {wrong!r} must be NAME=VALUE; pass for example --encoder-opt tune=film.")
+    return tuple((name, value) for name, _, value in split)
+
+
+def model_of(name: str | None, revision: str | None, device: str, dtype: str) -> "Autoencoder":
+    """Load the model that the options name; without a name the default."""
+    from cvvae_cli.checkpoint import load_model, resolve_device, resolve_dtype
+
+    target = resolve_device(device)
+    if target.type not in ("cpu", "cuda"):
+        raise DeviceError(f"Device {device!r} is not supported; pass cpu, cuda, cuda:N or auto.")
+    return load_model(name or "default", target, resolve_dtype(dtype, target), revision)
+
+
+def model_of_latents(path: Path, name: str | None, revision: str | None, device: str, dtype: str) -> "Autoencoder":
+    """Load the model that the options name; without a name the one that the latent file was made with.
+
+    Raises:
+        ModelError: the recorded model is not to be had under its name.
+    """
+    from cvvae_cli.latent_video import recorded_model
+
+    recorded, made_at = (None, None) if name else recorded_model(path)
+    try:
+        return model_of(name or recorded, revision or made_at, device, dtype)
+    except ModelError as error:
+        if recorded is None:
+            raise
+        reason = str(error).rstrip(".")
+        raise ModelError(f"{path} was made with the model {recorded!r}, not at hand here ({reason}); pass --model.") from error
+
+
+def described(model: "Autoencoder") -> dict[str, str | None]:
+    """The model, device and dtype that an answer in JSON names."""
+    from cvvae_cli.transcode import model_name
+
+    return {
+        "model": model_name(model.identity) if model.identity else None,
+        "device": str(model.device),
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
+
+
+def require_file(path: Path, error: type[CvvaeError]) -> None:
+    """Fail before a model is loaded where an input is missing.
+
+    Raises:
+        CvvaeError: of the kind `error`.
+    """
+    if not os.path.exists(path):
+        raise error(f"{path} does not exist; check the path.")
+
+
+def require_free(path: Path | None, overwrite: bool) -> None:
+    """Fail before a model is loaded where an output cannot be made.
+
+    Raises:
+        OutputError: it exists, or its folder does not.
+    """
+    if path is None:
+        return
+    if os.path.exists(path) and not overwrite:
+        raise OutputError(f"{path} exists already; pass -y to replace it or name another output.")
+    if not os.path.isdir(path.parent):
+        raise OutputError(f"{path} cannot be written, because the folder {path.parent} does not exist; make it first.")

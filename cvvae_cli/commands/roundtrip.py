@@ -1,0 +1,70 @@
+"""`cvvae roundtrip`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cvvae_cli.commands import options as o
+from cvvae_cli.commands.check import gate, quality_rows
+from cvvae_cli.console import Reporter
+from cvvae_cli.errors import VideoError
+
+EPILOG = "Examples: `cvvae roundtrip in.mp4` · `cvvae roundtrip in.mp4 back.mp4 --frames 65 --min-psnr 28 --json`"
+
+
+def roundtrip(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="The video.")],
+    output: Annotated[Path | None, typer.Argument(metavar="[OUT]", help="Write the decoded video here.")] = None,
+    model: o.Model = None,
+    revision: o.Revision = None,
+    device: o.Device = "auto",
+    dtype: o.Dtype = "auto",
+    tile: o.Tile = None,
+    overlap: o.Overlap = None,
+    chunk_overlap: o.ChunkOverlap = None,
+    tiling: o.TilingMode = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Only so many frames from the beginning.")] = None,
+    size: o.Size = None,
+    latent_dtype: o.LatentDtype = "float16",
+    latents: Annotated[Path | None, typer.Option(help="Keep the latent file here.")] = None,
+    min_psnr: Annotated[float | None, typer.Option(metavar="DB", help="Exit 7 below this mean PSNR.")] = None,
+    codec: o.Codec = None,
+    crf: o.Crf = None,
+    preset: o.Preset = None,
+    overwrite: o.Overwrite = False,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Encode a video, decode it again, and say how close it came."""
+    reporter = Reporter(as_json, quiet)
+    plan, wanted = o.tiling_of(tile, overlap, chunk_overlap, tiling), o.size_of(size)
+    o.require_file(source, VideoError)
+    for path in (output, latents):
+        o.require_free(path, overwrite)
+    from cvvae_cli.roundtrip import roundtrip_file
+    from cvvae_cli.transcode import DecodeOptions, EncodeOptions
+
+    loaded = o.model_of(model, revision, device, dtype)
+    with reporter.progress("roundtrip") as progress:
+        report = roundtrip_file(
+            source, output, model=loaded, tiling=plan, latents=latents, progress=progress,
+            encode=EncodeOptions(max_frames=frames, size=wanted, latent_dtype=latent_dtype, overwrite=overwrite),
+            decode=DecodeOptions(codec=codec, crf=crf, preset=preset, overwrite=overwrite),
+        )  # fmt: skip
+    values = report.to_dict() | o.described(loaded)
+    values["notes"] = o.rounding_notes(plan) + values["notes"]
+    for sentence in values["notes"]:
+        reporter.note(sentence)
+    encoded = report.encode
+    rows = [
+        ("video", f"{encoded.frames} frames of {encoded.width}x{encoded.height}"),
+        *quality_rows(report.quality),
+        *([] if report.psnr_file_db is None else [("PSNR of file", f"{report.psnr_file_db:.2f} dB, through the video codec")]),
+        ("latents", f"{encoded.latent_bytes / 1e6:.2f} MB, {encoded.bits_per_pixel:.3f} bits per pixel"),
+        ("encode", f"{encoded.seconds:.1f} s, {encoded.fps:.1f} frames/s"),
+        ("decode", f"{report.decode.seconds:.1f} s, {report.decode.fps:.1f} frames/s"),
+        ("peak memory", f"{report.peak_mib:.0f} MiB"),
+    ]
+    reporter.answer(values, f"round trip of {source}", rows)
+    gate(report.quality, min_psnr)

@@ -1,0 +1,80 @@
+"""The order of the house: who may import whom, what --help may load, and that the package lists are complete."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "cvvae_cli"
+
+# A file imports only from lines above its own; files on one line are strangers to each other.
+LAYERS = [
+    ["errors"],
+    ["geometry"],
+    ["config", "provenance"],
+    ["posterior", "layers", "compact", "tiling", "metrics", "colour", "media", "model_names", "official_names", "safetensors_header"],
+    ["sidecar", "video_info", "latent_file", "plain_latents"],
+    ["video_writer"],
+    ["video_io"],
+    ["autoencoder", "demo_clip"],
+    ["checkpoint"],
+    ["codec", "latent_video", "benchmark"],
+    ["transcode", "training.data"],
+    ["roundtrip", "training.linear_code", "training.recipe"],
+    ["training.loop"],
+    ["console"],
+    ["commands.options"],
+    ["commands.check"],
+    ["commands.encode", "commands.decode", "commands.roundtrip", "commands.info", "commands.models", "commands.bench", "commands.train", "commands.demo"],
+    ["app"],
+    ["__main__"],
+]
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module == "cvvae_cli.commands":
+            found |= {f"commands.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("cvvae_cli."):
+            found.add(node.module.removeprefix("cvvae_cli."))
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.removeprefix("cvvae_cli.") for alias in node.names if alias.name.startswith("cvvae_cli.")}
+    return found
+
+
+def test_imports_only_point_upwards():
+    level = {name: i for i, names in enumerate(LAYERS) for name in names}
+    files = {module_name(path): path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"}
+    assert set(files) == set(level), "a module is missing from LAYERS, or gone"
+    wrong = [f"{name} imports {other}" for name, path in files.items() for other in imports_of(path) if level[other] >= level[name]]
+    assert not wrong
+
+
+def test_kernels_know_nothing_of_the_package():
+    assert all("cvvae_cli" not in path.read_text(encoding="utf-8") for path in (ROOT / "kernels").rglob("*.py"))
+
+
+def test_help_loads_no_torch_and_no_video():
+    code = "import sys, cvvae_cli.app; sys.exit(', '.join(m for m in ('torch', 'av', 'triton', 'huggingface_hub') if m in sys.modules) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_package_folder_is_listed_for_the_wheel():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    folders = {".".join(p.parent.relative_to(ROOT).parts) for p in PACKAGE.rglob("__init__.py")}
+    assert set(listed) == folders | {"cvvae_kernels"}
+
+
+def test_public_names_lead_somewhere():
+    import cvvae_cli
+
+    for name in cvvae_cli.__all__:
+        assert getattr(cvvae_cli, name) is not None
