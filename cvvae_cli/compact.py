@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cvvae_cli.config import CompactConfig
+from cvvae_cli.convolution import Conv3d
 from cvvae_cli.geometry import SPATIAL_COMPRESSION_RATIO, TEMPORAL_COMPRESSION_RATIO
 
 BLOCK = (TEMPORAL_COMPRESSION_RATIO, SPATIAL_COMPRESSION_RATIO, SPATIAL_COMPRESSION_RATIO)
@@ -77,9 +78,9 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.causal = causal
         self.norm1 = ChannelNorm(channels)
-        self.conv1 = nn.Conv3d(channels, channels, 3, padding=(0 if causal else 1, 1, 1))
+        self.conv1 = Conv3d(channels, channels, 3, padding=(0 if causal else 1, 1, 1))
         self.norm2 = ChannelNorm(channels)
-        self.conv2 = nn.Conv3d(channels, channels, (1, 3, 3), padding=(0, 1, 1))
+        self.conv2 = Conv3d(channels, channels, (1, 3, 3), padding=(0, 1, 1))
         nn.init.zeros_(self.conv2.weight)
         nn.init.zeros_(self.conv2.bias)
 
@@ -102,8 +103,8 @@ class CodeGate(nn.Module):
 
     def __init__(self, config: CompactConfig) -> None:
         super().__init__()
-        self.look = nn.Conv3d(config.shared_channels, config.gate_channels, (2, 3, 3))
-        self.choose = nn.Conv3d(config.gate_channels, config.codes, 1)
+        self.look = Conv3d(config.shared_channels, config.gate_channels, (2, 3, 3))
+        self.choose = Conv3d(config.gate_channels, config.codes, 1)
 
     def forward(self, shared: Tensor) -> Tensor:
         energy = pad3d((shared.abs() + GATE_FLOOR).log(), (1, 0, 1, 1, 1, 1), "replicate", "replicate")
@@ -124,16 +125,16 @@ class CompactEncoder(nn.Module):
         c1, c2, c3 = config.encoder_channels
         n1, n2, n3 = config.encoder_blocks
         self.shared = config.shared_channels
-        self.analysis = nn.Conv3d(BLOCK_CHANNELS, config.spread_channels, 1)
+        self.analysis = Conv3d(BLOCK_CHANNELS, config.spread_channels, 1)
         self.gate = CodeGate(config)
-        self.patch_in = nn.Conv3d(PATCH_CHANNELS, c1, 1)
+        self.patch_in = Conv3d(PATCH_CHANNELS, c1, 1)
         self.stage1 = _stage(c1, n1, causal=True)
-        self.down2 = nn.Conv3d(4 * c1, c2, 1)
+        self.down2 = Conv3d(4 * c1, c2, 1)
         self.stage2 = _stage(c2, n2, causal=True)
-        self.down3 = nn.Conv3d(2 * c2, c3, 1)
+        self.down3 = Conv3d(2 * c2, c3, 1)
         self.stage3 = _stage(c3, n3, causal=True)
         self.norm_out = ChannelNorm(c3)
-        self.conv_out = nn.Conv3d(c3, 2 * config.latent_channels, 3, padding=(0, 1, 1))
+        self.conv_out = Conv3d(c3, 2 * config.latent_channels, 3, padding=(0, 1, 1))
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)
 
@@ -159,15 +160,15 @@ class CompactDecoder(nn.Module):
         n1, n2, n3 = config.decoder_blocks
         self.shared = config.shared_channels
         self.gate = CodeGate(config)
-        self.synthesis = nn.Conv3d(config.spread_channels, BLOCK_CHANNELS, 3)
-        self.conv_in = nn.Conv3d(config.spread_channels, c3, 3, padding=1)
+        self.synthesis = Conv3d(config.spread_channels, BLOCK_CHANNELS, 3)
+        self.conv_in = Conv3d(config.spread_channels, c3, 3, padding=1)
         self.stage3 = _stage(c3, n3, causal=False)
-        self.up2 = nn.Conv3d(c3, 2 * c2, 1)
+        self.up2 = Conv3d(c3, 2 * c2, 1)
         self.stage2 = _stage(c2, n2, causal=False)
-        self.up1 = nn.Conv3d(c2, 4 * c1, 1)
+        self.up1 = Conv3d(c2, 4 * c1, 1)
         self.stage1 = _stage(c1, n1, causal=False)
         self.norm_out = ChannelNorm(c1)
-        self.patch_out = nn.Conv3d(c1, PATCH_CHANNELS, 1)
+        self.patch_out = Conv3d(c1, PATCH_CHANNELS, 1)
         nn.init.zeros_(self.patch_out.weight)
         nn.init.zeros_(self.patch_out.bias)
 

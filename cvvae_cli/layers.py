@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cvvae_cli.config import Variant
+from cvvae_cli.convolution import Conv3d
 
 PadMode = Literal["replicate", "zeros"]
 # Pixels per call of the attention over time: CUDA's kernels put them on a grid axis that ends at 65535.
@@ -107,7 +108,7 @@ class GroupNorm(nn.GroupNorm):
         return super().forward(x).contiguous(memory_format=last)
 
 
-class PaddedConv3d(nn.Conv3d):
+class PaddedConv3d(Conv3d):
     """A 3x3x3 convolution with any `Padding`.
 
     Zeros that lie evenly on both sides are the convolution's own business and cost nothing; `pad` copies

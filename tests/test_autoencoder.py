@@ -6,9 +6,11 @@ from golden_weights import SMALL, golden_case, golden_state_dict, relative_error
 from safetensors.torch import save_file
 from torch import nn
 
+from tiny_model import TINY as TINY_COMPACT
+
 from cvvae_cli.autoencoder import Autoencoder
 from cvvae_cli.checkpoint import load_model
-from cvvae_cli.config import CompactConfig, CVVAEConfig, ModelConfig, Variant
+from cvvae_cli.config import CVVAEConfig, ModelConfig, Variant
 from cvvae_cli.errors import ModelError, UsageError
 from cvvae_cli.layers import GroupNorm
 
@@ -16,7 +18,6 @@ TINY: dict[Variant, CVVAEConfig] = {
     "sd21": CVVAEConfig(channels=(8, 8, 16, 16), blocks_per_level=1, norm_groups=4),
     "sd3": CVVAEConfig("sd3", 16, (8, 8, 16, 16), 1, norm_groups=4),
 }
-TINY_COMPACT = CompactConfig(4, (8, 8, 8), (8, 8, 8))
 VARIANTS: tuple[Variant, ...] = ("sd21", "sd3")
 # What the golden README allows; we are near 2e-6, so a wrong eps or padding at one place does not hide in it.
 TOLERANCE = 1e-4

@@ -11,6 +11,8 @@ from golden_weights import key_list, official_config
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
+from tiny_model import TINY as TINY_COMPACT
+
 from cvvae_cli import checkpoint, model_names
 from cvvae_cli.autoencoder import Autoencoder
 from cvvae_cli.checkpoint import load_model, official_state_dict, resolve_device, save_model, weights_sha256
@@ -20,7 +22,6 @@ from cvvae_cli.model_names import KNOWN_MODELS, cached_path
 from cvvae_cli.official_names import config_from_official, config_from_shapes, official_layout
 
 VARIANTS: tuple[Variant, ...] = ("sd21", "sd3")
-TINY_COMPACT = CompactConfig(4, (8, 8, 8), (8, 8, 8))
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "cvvae_cli"
 LAYERS = [
     ["errors"],
     ["geometry"],
-    ["config", "provenance"],
+    ["config", "provenance", "convolution"],
     ["posterior", "layers", "compact", "tiling", "metrics", "colour", "media", "model_names", "official_names", "safetensors_header"],
     ["sidecar", "video_info", "latent_file", "plain_latents"],
     ["video_writer"],
