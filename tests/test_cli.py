@@ -390,6 +390,7 @@ def test_a_signal_in_the_middle_leaves_nothing(folder, latent, tmp_path, verb, s
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the tests run in the background
     )
     while not (tmp_path / part).exists():
         assert running.poll() is None, running.stderr.read()
