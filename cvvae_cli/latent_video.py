@@ -117,7 +117,10 @@ class LatentVideo:
             except BaseException:
                 reader.close()
                 raise
-        values = to_tzhw(read_plain_latents(path).values, config.latent_channels, layout)
+        plain = read_plain_latents(path)
+        values = to_tzhw(plain.values, config.latent_channels, layout)
+        if scaled and plain.multiplied_by != 1:
+            raise UsageError(f"{path} is marked by ComfyUI as scaled and has been scaled back; drop --scaled.")
         if scaled:
             values = values / np.float32(config.scaling_factor) + np.float32(config.shift_factor)
         return cls(path, values.shape, lambda start, stop: np.ascontiguousarray(values[start:stop]))

@@ -87,6 +87,10 @@ class EncodeOptions:
     min_psnr_db: float | None = None
     overwrite: bool = False
 
+    def __post_init__(self) -> None:
+        if self.min_psnr_db is not None and not self.check:
+            raise UsageError(f"A least PSNR of {self.min_psnr_db:g} dB needs the check; pass --check.")
+
 
 @dataclass(frozen=True)
 class EncodeReport:
@@ -140,8 +144,6 @@ def encode_file(
     """
     tiling, options = tiling or Tiling(), options or EncodeOptions()
     keep_inputs(output, source)
-    if options.min_psnr_db is not None and not options.check:
-        raise UsageError(f"A floor of {options.min_psnr_db} dB needs the check; pass --check.")
     began = perf_counter()
     with VideoReader(source, options.start, options.duration, options.max_frames, options.size) as reader:
         shape = (model.latent_channels, cell_count(reader.height), cell_count(reader.width))

@@ -175,3 +175,9 @@ def test_a_description_that_does_not_fit_is_refused(folder, tmp_path, spoil):
         writer.close({key: json.dumps(value) for key, value in metadata.items()}, tensors)
     with pytest.raises(LatentFileError, match="spoilt.latent"):
         LatentVideo.open(tmp_path / "spoilt.latent", TINY)
+
+
+def test_latents_that_were_scaled_back_already_are_not_scaled_back_twice(tmp_path):
+    save_file({"latent_tensor": torch.zeros(2, TINY.latent_channels, 3, 3)}, tmp_path / "old.safetensors")
+    with pytest.raises(UsageError, match="drop --scaled"):
+        LatentVideo.open(tmp_path / "old.safetensors", TINY, scaled=True)

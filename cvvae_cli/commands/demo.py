@@ -22,7 +22,7 @@ def demo(
 ) -> None:
     """Make a short clip, encode it, decode it, and compare: the whole tool in one go, offline."""
     reporter = Reporter(as_json, quiet)
-    from cvvae_cli.demo_clip import write_demo_clip
+    from cvvae_cli.demo_clip import CUT, write_demo_clip
     from cvvae_cli.errors import OutputError
     from cvvae_cli.roundtrip import roundtrip_file
     from cvvae_cli.transcode import DecodeOptions, EncodeOptions
@@ -44,8 +44,9 @@ def demo(
     rows = [
         ("source", f"{source}: {encoded.frames} frames of {encoded.width}x{encoded.height}, with sound"),
         ("latents", f"{latents}: {encoded.latent_bytes / 1e3:.0f} kB, {encoded.bits_per_pixel:.3f} bits per pixel"),
-        ("decoded", f"{back}: PSNR through the video codec {report.psnr_file_db:.2f} dB"),
+        ("decoded", f"{back}: PSNR {report.psnr_file_db:.2f} dB after the video codec"),
         *quality_rows(report.quality),
+        ("the cut", f"the scene changes at frame {CUT}; one latent there stands for frames of both"),
         ("speed", f"encode {encoded.fps:.1f}, decode {report.decode.fps:.1f} frames/s"),
     ]
     files = {"source": str(source), "latents": str(latents), "decoded": str(back)}
