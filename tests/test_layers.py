@@ -187,6 +187,14 @@ def test_upsample(variant: str, doubles_time: bool) -> None:
         frames = [expected[:, 4 * n : 4 * n + 4, k] for k in range(3) for n in range(2)]
         expected = torch.stack(frames[1:], dim=2)
     torch.testing.assert_close(up(x), expected)
+    with torch.no_grad():
+        folded = up(x)
+        assert folded.is_contiguous(memory_format=torch.channels_last_3d)
+        torch.testing.assert_close(folded, expected)
+    up, x = up.double(), x.double()
+    with torch.no_grad():
+        folded = up(x)
+    torch.testing.assert_close(folded, up(x), rtol=1e-12, atol=1e-12)
 
 
 def test_unstack_time_keeps_one_frame_of_a_picture() -> None:
