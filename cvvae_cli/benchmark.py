@@ -1,28 +1,20 @@
 """How fast a model runs on this machine, how much memory it takes, and how near that is to what the machine can do.
 
-One window at a time, as the network sees it: no tiles around it, no video file, no crossfade. Floating-point
-work is counted from the operations that really run, not estimated, and is set against a matrix product
-measured in the same process with the same threads. This module knows no table and no command line, and it does not
-look at what the model computes.
+One window at a time, as the network sees it: no tiles around it, no video file, no crossfade. Its operations are
+set against a matrix product measured in the same process with the same threads. This module knows no table and no
+command line, and it does not look at what the model computes.
 """
 
-import ctypes
 import itertools
-import os
 import platform
 import statistics
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from cvvae_cli.autoencoder import Autoencoder
 from cvvae_cli.config import ModelConfig, config_to_dict
@@ -30,44 +22,13 @@ from cvvae_cli.errors import DeviceError, UsageError
 from cvvae_cli.geometry import SPATIAL_COMPRESSION_RATIO as CELL
 from cvvae_cli.geometry import TEMPORAL_COMPRESSION_RATIO as STEP
 from cvvae_cli.geometry import cell_count, latent_frame_count
+from cvvae_cli.matmul_rate import MatmulRate, matmul_rate, seconds_of
+from cvvae_cli.operation_count import count_flops
+from cvvae_cli.peak_memory import peak_memory
 
 RunDirection = Literal["encode", "decode"]
 DIRECTIONS: tuple[RunDirection, ...] = ("encode", "decode")
-MIB = 2**20
-# A product that a slow CPU would chew on for longer tells nothing that one of this length does not.
-LONGEST_PRODUCT_SECONDS = 1.0
-# Where a product is shorter, several are timed together, so that clocks and launches do not count.
-SHORTEST_TIMING_SECONDS = 0.02
-SMALLEST_PRODUCT = 256
-# Activations of a convolution live for milliseconds to seconds, and memory fills at a few MiB per millisecond.
-RESIDENT_SAMPLING_SECONDS = 0.002
 CPU_ALLOCATOR_FAILED = "can't allocate memory"
-_STATM = Path("/proc/self/statm")
-
-
-@dataclass(frozen=True)
-class WindowWork:
-    """Floating-point operations of one window, a multiply-add counted as two.
-
-    Convolutions, linear maps and attention; norms, activations and paddings are left out. A convolution's taps
-    that read padding count.
-    """
-
-    encode: int
-    decode: int
-
-
-@dataclass(frozen=True)
-class MatmulRate:
-    """The best of several square matrix products.
-
-    Attributes:
-        size: rows and columns of the factors.
-        flops_per_second: 2 size^3 over the best time.
-    """
-
-    size: int
-    flops_per_second: float
 
 
 @dataclass(frozen=True)
@@ -81,7 +42,7 @@ class BenchRow:
         seconds, median_seconds: of the best and the median run, input and output on the device.
         fps: frames per second.
         mpixel_per_s: million pixels (of all frames) per second.
-        flops: as `WindowWork` counts.
+        flops: as `operation_count` counts.
         tflops: 1e12 of those per second.
         matmul_share: `tflops` over the report's `matmul_tflops`; above 1 where convolutions run by a quicker algorithm.
         peak_mib: most memory at any time of an untimed run. CUDA: of torch's allocator, weights included. CPU:
@@ -217,78 +178,6 @@ def measure(
     )  # fmt: skip
 
 
-def count_flops(model: Autoencoder, frames: int, height: int, width: int) -> WindowWork:
-    """Count the work of one encode and one decode window without computing anything.
-
-    A twin without memory (torch's meta device) goes through the same forward passes while torch counts operations.
-
-    Args:
-        model: any member, on any device, the meta device included.
-        frames: 1 + 4k.
-        height, width: pixels, multiples of 8.
-
-    Raises:
-        UsageError: (a ValueError) the window breaks these rules.
-    """
-    with torch.device("meta"):
-        twin = Autoencoder(model.config)
-        video = torch.empty(1, 3, frames, height, width)
-        latents = torch.empty(1, model.latent_channels, latent_frame_count(frames), cell_count(height), cell_count(width))
-    # Fused attention is one opaque operation that differs by device; taken apart it is matrix products everywhere.
-    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):
-        return WindowWork(_counted(twin.encode, video), _counted(twin.decode, latents))
-
-
-def _counted(network: Callable[[Tensor], Tensor], x: Tensor) -> int:
-    with FlopCounterMode(display=False) as counter:
-        network(x)
-    return counter.get_total_flops()
-
-
-def matmul_rate(device: torch.device | str, dtype: torch.dtype, size: int = 4096, repeats: int = 5) -> MatmulRate:
-    """The rate of a square matrix product, the fastest that a network of convolutions can hope for.
-
-    Args:
-        device: where.
-        dtype: of the factors. float32 on CUDA uses TF32 if cuDNN's convolutions do, to compare like with like.
-        size: rows and columns, halved until one product takes about a second at most.
-        repeats: timings, the best of which counts.
-    """
-    device = torch.device(device)
-    with torch.inference_mode(), _precision_of_convolutions(device, dtype):
-        n = min(SMALLEST_PRODUCT, size)
-        while True:
-            a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-            out = torch.mm(a, b)
-            seconds = min(_seconds(device, lambda: torch.mm(a, b, out=out)) for _ in range(2))
-            larger = min(2 * n, size)
-            if larger == n or seconds * (larger / n) ** 3 > LONGEST_PRODUCT_SECONDS:
-                break
-            n = larger
-        count = max(1, round(SHORTEST_TIMING_SECONDS / max(seconds, 1e-6)))
-
-        def products() -> None:
-            for _ in range(count):
-                torch.mm(a, b, out=out)
-
-        best = min(_seconds(device, products) for _ in range(repeats))
-    return MatmulRate(n, 2 * n**3 * count / best)
-
-
-@contextmanager
-def _precision_of_convolutions(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Let float32 matrix products on CUDA round their factors as torch's convolutions there do."""
-    if device.type != "cuda" or dtype != torch.float32 or not torch.backends.cudnn.allow_tf32:
-        yield
-        return
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
 def device_name(device: torch.device) -> str:
     """What the GPU or CPU calls itself."""
     if device.type == "cuda":
@@ -327,7 +216,7 @@ def _time_window(
             once()
             report(f"{what}: warm-up {i + 1} of {warmup}")
         for i in range(repeats):
-            seconds.append(_seconds(model.device, once))
+            seconds.append(seconds_of(model.device, once))
             report(f"{what}: run {i + 1} of {repeats}, {seconds[-1]:.3g} s")
     return _Timing(direction, window[1], seconds, peak, growth)
 
@@ -352,72 +241,6 @@ def _row(timing: _Timing, frames: int, flops: int, rate: MatmulRate) -> BenchRow
         flops=flops, tflops=flops / best / 1e12, matmul_share=flops / best / rate.flops_per_second,
         peak_mib=timing.peak_mib, growth_mib=timing.growth_mib,
     )  # fmt: skip
-
-
-def _seconds(device: torch.device, call: Callable[[], object]) -> float:
-    """Wall-clock seconds until the device has done all of `call`."""
-    module = torch.get_device_module(device)
-    module.synchronize()
-    begin = time.perf_counter()
-    call()
-    module.synchronize()
-    return time.perf_counter() - begin
-
-
-def peak_memory(device: torch.device, call: Callable[[], object]) -> tuple[float | None, float | None]:
-    """Most memory in use while `call` runs, in MiB, and how much of it was not there before.
-
-    CUDA: what torch's allocator has handed out, exactly. CPU: resident memory of this process, sampled every 2 ms
-    from /proc; (None, None) where there is none.
-    """
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        call()
-        torch.cuda.synchronize(device)
-        peak = torch.cuda.max_memory_allocated(device)
-        return peak / MIB, (peak - before) / MIB
-    if device.type != "cpu" or not _STATM.exists():
-        call()
-        return None, None
-    _return_freed_memory()
-    with _ResidentPeak() as resident:
-        call()
-    return resident.peak / MIB, (resident.peak - resident.before) / MIB
-
-
-def _return_freed_memory() -> None:
-    """Make the C library give back what earlier calls freed; else a window after a larger one seems to need less.
-
-    Only glibc keeps that much and only glibc has the call.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
-def _resident_bytes() -> int:
-    return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-class _ResidentPeak:
-    """Watches resident memory from a thread of its own; torch's operations let it run beside them."""
-
-    def __enter__(self) -> "_ResidentPeak":
-        self.before = self.peak = _resident_bytes()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self._stop.wait(RESIDENT_SAMPLING_SECONDS):
-            self.peak = max(self.peak, _resident_bytes())
-
-    def __exit__(self, *exception: object) -> None:
-        self._stop.set()
-        self._thread.join()
 
 
 def _cpu_field(name: str) -> str:

@@ -1,12 +1,14 @@
-"""What people and programs see: tables and JSON on stdout, progress and messages on stderr."""
+"""What people and programs see: tables and JSON on stdout, progress and messages on stderr.
+
+This module knows how a number, a table and a run's progress are said, not what they are about.
+"""
 
 import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -16,14 +18,32 @@ from rich.text import Text
 WIDTH_WITHOUT_TERMINAL = 200
 """Columns that a table may take in a file or a pipe, unless COLUMNS says otherwise."""
 
+GRID_WIDTH = 80
+"""Columns that a table with a head may take, on a wide terminal too: the width that a terminal opens with."""
+
 SECONDS_BETWEEN_LINES = 10
-"""Where stderr is no terminal, progress is a plain line this often."""
+"""Where stderr is no terminal, progress is a plain line this often, and at the end."""
 
 
-class Callback(Protocol):
-    """Progress as the pipeline reports it: frames done, frames expected or None."""
+def counted(count: int, noun: str) -> str:
+    """A number of things: "1 frame", "2 frames"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
-    def __call__(self, done: int, total: int | None) -> None: ...
+
+def digits(value: float) -> str:
+    """A positive number to three digits, to more only before the point: "0.00191", "12.3", "1235"."""
+    return f"{value:.0f}" if value >= 99.95 else f"{value:.3g}"
+
+
+def size_text(size: float) -> str:
+    """`size` bytes in steps of 1024: "17 B", "192 KiB", "1.25 MiB"."""
+    units = ("B", "KiB", "MiB", "GiB", "TiB")
+    step = next((i for i in range(len(units)) if size / 1024**i < 1023.5), len(units) - 1)
+    return f"{digits(size / 1024**step)} {units[step]}"
+
+
+Callback = Callable[[int, int | None], None]
+"""Progress as the pipeline reports it: frames done, frames expected or None."""
 
 
 class _Rate(ProgressColumn):
@@ -46,10 +66,11 @@ class Reporter:
         if not self.out.is_terminal and "COLUMNS" not in os.environ:
             self.out = Console(width=WIDTH_WITHOUT_TERMINAL)
 
-    def note(self, text: str) -> None:
-        """A sentence that the user should know."""
+    def note(self, *sentences: str) -> None:
+        """What the user should know, a line for each sentence."""
         if not self.quiet:
-            self.err.print(text, highlight=False, markup=False, soft_wrap=True)
+            for sentence in sentences:
+                self.err.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
     def answer(self, values: dict, title: str, rows: Sequence[tuple[str, str]]) -> None:
         """The result: `values` as JSON, or `rows` as a table."""
@@ -64,7 +85,7 @@ class Reporter:
             self.out.print(table)
 
     def grid(self, values: dict, title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """The result as JSON, or as a table with a head."""
+        """The result as JSON, or as a table with a head, at most `GRID_WIDTH` wide."""
         if self.as_json:
             print(json.dumps(values))
         elif not self.quiet:
@@ -74,53 +95,75 @@ class Reporter:
                 table.add_column(name, justify="right" if numbers else "left", overflow="fold")
             for row in rows:
                 table.add_row(*(Text(cell) for cell in row))
-            self.out.print(table)
+            self.out.print(table, width=min(GRID_WIDTH, self.out.width))
 
     @contextmanager
-    def progress(self, what: str) -> Iterator[Callback]:
-        """A bar with frames/s and time left on a terminal, a line now and then elsewhere, nothing if quiet."""
+    def progress(self, *passes: str) -> Iterator[Callback]:
+        """A bar with frames/s and time left on a terminal, lines elsewhere, nothing if quiet.
+
+        Args:
+            passes: what is done with the frames, a word for each time that their count starts again.
+        """
         if self.quiet:
             yield lambda done, total: None
         elif self.err.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
             with Progress(*columns, console=self.err, transient=True) as bar:
-                yield _on_bar(bar, what)
+                yield _on_bar(bar, passes)
         else:
-            yield _in_lines(self, what)
+            lines = _Lines(self.note, passes)
+            yield lines.update
+            lines.end()
 
 
-def _on_bar(bar: Progress, what: str) -> Callback:
-    task = bar.add_task(what, total=None)
+def _on_bar(bar: Progress, passes: Sequence[str]) -> Callback:
+    names = iter(passes)
+    task = bar.add_task(next(names), total=None)
     last = 0
 
     def update(done: int, total: int | None) -> None:
         nonlocal last
-        if done < last:  # the second half of a round trip starts again
-            bar.reset(task)
+        if done < last:
+            bar.reset(task, description=next(names))
         last = done
         bar.update(task, completed=done, total=total)
 
     return update
 
 
-def _in_lines(reporter: Reporter, what: str) -> Callback:
-    began = said = time.monotonic()
-    last = 0
+class _Lines:
+    """Progress in plain lines: one now and then, and one that says the whole when a pass is over."""
 
-    def update(done: int, total: int | None) -> None:
-        nonlocal began, said, last
-        now = time.monotonic()
-        if done < last:
-            began = said = now
-        last = done
-        if now - said < SECONDS_BETWEEN_LINES:
-            return
-        said = now
-        rate = done / (now - began)
-        left = f", {(total - done) / rate:.0f} s left" if total and total >= done else ""
-        reporter.note(f"{what}: {done}{f' of {total}' if total else ''} frames, {rate:.1f} frames/s{left}")
+    def __init__(self, say: Callable[[str], None], passes: Sequence[str]) -> None:
+        self._say, self._names = say, iter(passes)
+        self._name = next(self._names)
+        self._began = self._said = self._updated = time.monotonic()
+        self._done, self._unsaid = 0, False
+        self._total: int | None = None
 
-    return update
+    def update(self, done: int, total: int | None) -> None:
+        if done < self._done:
+            self.end()
+            self._name = next(self._names)
+            self._began = self._said = self._updated
+        self._done, self._total, self._unsaid = done, total, True
+        self._updated = time.monotonic()
+        if self._updated - self._said >= SECONDS_BETWEEN_LINES:
+            self._line()
+
+    def end(self) -> None:
+        """Say that the pass is over, whatever its length was thought to be, unless the last line did."""
+        if self._unsaid or self._total not in (None, self._done):
+            self._total = self._done
+            self._line()
+
+    def _line(self) -> None:
+        done, total = self._done, self._total
+        rate = done / max(self._updated - self._began, 1e-3)
+        frames = f"{done} of {counted(total, 'frame')}" if total else counted(done, "frame")
+        left = f", {(total - done) / rate:.0f} s left" if total and total > done else ""
+        self._say(f"{self._name}: {frames}, {rate:.1f} frames/s{left}")
+        self._said, self._unsaid = self._updated, False
 
 
 def fail(message: str) -> None:

@@ -7,8 +7,11 @@ only to open a file of `torch.save`.
 import os
 import re
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
+from typing import Literal
 
 import numpy as np
 
@@ -19,6 +22,24 @@ COMFYUI_SCALE = 0.18215
 """What ComfyUI divides a `latent_tensor` by that comes without the tensor `latent_format_version_0`."""
 _COMFYUI_MARK = "latent_format_version_0"
 _KEYS = ("latents", "latent", "latent_tensor", "samples")
+_FLOATING = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+
+
+@dataclass(frozen=True)
+class PlainHeader:
+    """What a file says about latents that another program saved.
+
+    Attributes:
+        key: name of the tensor in the file, "" where it has none.
+        shape: of the tensor, in the layout of the file.
+        dtype: as numpy or torch name it, e.g. "bfloat16".
+        multiplied_by: what reading multiplies by, as in `PlainLatents`.
+    """
+
+    key: str
+    shape: tuple[int, ...]
+    dtype: str
+    multiplied_by: float
 
 
 @dataclass(frozen=True)
@@ -47,23 +68,45 @@ def read_plain_latents(path: str | os.PathLike) -> PlainLatents:
         LatentFileError: the file is missing, of another kind, damaged, or holds no latents of floating type.
     """
     shown = os.fspath(path)
-    file, size = open_for_reading(shown)
-    with file:
-        start = file.read(9)
-        if start.startswith(b"\x93NUMPY"):
-            key, values, scaled = "", _from_npy(shown), False
-        elif start[8:9] == b"{":
-            key, values, scaled = _from_safetensors(file, size, shown)
-        elif start.startswith((b"PK\x03\x04", b"\x80")):
-            key, values, scaled = _from_torch(shown)
-        else:
-            raise LatentFileError(f"{shown} is no latent file; pass a .latent, .safetensors, .npy or .pt file.")
-    factor = 1 / COMFYUI_SCALE if scaled else 1.0
-    with np.errstate(over="ignore"):  # a float64 beyond float32 is found below, as infinity
-        values = np.array(values, np.float32, order="C") * np.float32(factor)
+    with _opened(shown) as (header, read):
+        with np.errstate(over="ignore"):  # a float64 beyond float32 is found below, as infinity
+            values = np.array(read(), np.float32, order="C") * np.float32(header.multiplied_by)
     if not np.isfinite(values).all():
         raise LatentFileError(f"{shown} holds values that are not finite; save the latents without NaN and infinity.")
-    return PlainLatents(values, key, factor)
+    return PlainLatents(values, header.key, header.multiplied_by)
+
+
+def read_plain_header(path: str | os.PathLike) -> PlainHeader:
+    """What `read_plain_latents` would read, told without reading the values.
+
+    Raises:
+        LatentFileError: as `read_plain_latents`, but for what only the values show.
+
+    Memory: of a file of `torch.save`, all of it.
+    """
+    with _opened(os.fspath(path)) as (header, _):
+        return header
+
+
+def is_plain_tensor(path: str | os.PathLike) -> bool:
+    """Whether a file begins like one that `read_plain_latents` takes; False for what cannot be read."""
+    try:
+        file, _ = open_for_reading(os.fspath(path))
+        with file:
+            return _kind_of(file.read(9)) is not None
+    except (LatentFileError, OSError):
+        return False
+
+
+def readings(shape: tuple[int, ...]) -> dict[str, tuple[int, int, int, int]]:
+    """The layouts that `to_tzhw` may take latents of this shape for, and (t, z, h, w) in each."""
+    if 0 in shape or len(shape) not in (4, 5):
+        return {}
+    if len(shape) == 5:
+        one, z, t, h, w = shape
+        return {"bzthw": (t, z, h, w)} if one == 1 else {}
+    first, second, h, w = shape
+    return {"tzhw": (first, second, h, w), "zthw": (second, first, h, w)}
 
 
 def to_tzhw(array: np.ndarray, channels: int, layout: str | None = None) -> np.ndarray:
@@ -103,16 +146,44 @@ def to_tzhw(array: np.ndarray, channels: int, layout: str | None = None) -> np.n
     return array if fitting[0] == "tzhw" else array.swapaxes(0, 1)
 
 
-def _choose_key(names: list[str], path: str) -> tuple[str, bool]:
-    """The name of the latents, and whether they are scaled."""
+_Opened = tuple[PlainHeader, Callable[[], np.ndarray]]
+"""What the file says, and the function that reads the values in the layout of the file, not yet multiplied."""
+
+
+def _kind_of(start: bytes) -> Literal["npy", "safetensors", "torch"] | None:
+    """What a file is whose first 9 bytes are `start`, of which safetensors spends 8 on the length of its header."""
+    if start.startswith(b"\x93NUMPY"):
+        return "npy"
+    if start[5:] == b"\0\0\0{":
+        return "safetensors"
+    return "torch" if start.startswith((b"PK\x03\x04", b"\x80")) else None
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[_Opened]:
+    file, size = open_for_reading(path)
+    with file:
+        kind = _kind_of(file.read(9))
+        if kind == "npy":
+            yield _npy(path)
+        elif kind == "safetensors":
+            yield _safetensors(file, size, path)
+        elif kind == "torch":
+            yield _torch(path)
+        else:
+            raise LatentFileError(f"{path} is no latent file; pass a .latent, .safetensors, .npy or .pt file.")
+
+
+def _choose_key(names: list[str], path: str) -> tuple[str, float]:
+    """The name of the latents, and what their values are to be multiplied by."""
     for key in _KEYS:
         if key in names:
-            return key, key == "latent_tensor" and _COMFYUI_MARK not in names
+            return key, 1 / COMFYUI_SCALE if key == "latent_tensor" and _COMFYUI_MARK not in names else 1.0
     others = [name for name in names if name != _COMFYUI_MARK]
     if len(others) != 1:
         listed = ", ".join(map(repr, others[:8])) + (", ..." if len(others) > 8 else "")
         raise LatentFileError(f"{path} holds {len(others)} tensors ({listed}); save the latents alone or as 'latents'.")
-    return others[0], False
+    return others[0], 1.0
 
 
 def _check_floating(dtype: str, floating: bool, path: str) -> None:
@@ -120,16 +191,20 @@ def _check_floating(dtype: str, floating: bool, path: str) -> None:
         raise LatentFileError(f"{path} holds {dtype}, not floating-point latents; save them as float32 or float16.")
 
 
-def _from_safetensors(file: FileIO, size: int, path: str) -> tuple[str, np.ndarray, bool]:
+def _safetensors(file: FileIO, size: int, path: str) -> _Opened:
     _, entries = parse_header(read_header(file, size, path), size, path)
-    key, scaled = _choose_key(list(entries), path)
+    key, factor = _choose_key(list(entries), path)
     entry = entries[key]
-    _check_floating(entry.dtype, entry.dtype in ("F16", "BF16", "F32", "F64"), path)
-    stored = np.frombuffer(read_exactly(file, entry.start, entry.stop - entry.start, path), NUMPY_TYPES[entry.dtype])
-    return key, to_float(stored, entry.dtype).reshape(entry.shape), scaled
+    _check_floating(entry.dtype, entry.dtype in _FLOATING, path)
+
+    def read() -> np.ndarray:
+        stored = np.frombuffer(read_exactly(file, entry.start, entry.stop - entry.start, path), NUMPY_TYPES[entry.dtype])
+        return to_float(stored, entry.dtype).reshape(entry.shape)
+
+    return PlainHeader(key, entry.shape, _FLOATING[entry.dtype], factor), read
 
 
-def _from_npy(path: str) -> np.ndarray:
+def _npy(path: str) -> _Opened:
     try:
         # Mapped, not loaded: a header that promises more than the file holds then allocates nothing.
         array = np.lib.format.open_memmap(path, "r")
@@ -137,10 +212,10 @@ def _from_npy(path: str) -> np.ndarray:
         reason = type(error).__name__
         raise LatentFileError(f"{path} is no readable .npy file of numbers ({reason}); save it with numpy.save again.") from error
     _check_floating(str(array.dtype), array.dtype.kind == "f", path)
-    return array
+    return PlainHeader("", array.shape, array.dtype.name, 1.0), lambda: array
 
 
-def _from_torch(path: str) -> tuple[str, np.ndarray, bool]:
+def _torch(path: str) -> _Opened:
     import torch
 
     try:
@@ -153,6 +228,8 @@ def _from_torch(path: str) -> tuple[str, np.ndarray, bool]:
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"it needs {refused[1]}, which could run code" if refused else type(error).__name__
         raise LatentFileError(f"{path} is no file of tensors alone ({reason}); save it with torch.save(latents, ...).") from error
-    key, scaled = _choose_key(list(tensors), path)
-    _check_floating(str(tensors[key].dtype), tensors[key].is_floating_point(), path)
-    return key, tensors[key].detach().float().numpy(), scaled
+    key, factor = _choose_key(list(tensors), path)
+    latents = tensors[key]
+    dtype = str(latents.dtype).removeprefix("torch.")
+    _check_floating(dtype, latents.is_floating_point(), path)
+    return PlainHeader(key, tuple(latents.shape), dtype, factor), lambda: latents.detach().float().numpy()

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from tiny_model import TINY, save_tiny_model
 
 from cvvae_cli.__main__ import main
+from cvvae_cli.commands.options import known_model
 from cvvae_cli.model_names import cached_path
 
 ROOT = Path(__file__).parents[1]
@@ -180,6 +181,65 @@ def test_plain_tensors_without_a_model_say_which_one_decodes_them(cvvae, monkeyp
     assert "--model" in err and json.loads(out)["notes"][0] in err
 
 
+@pytest.mark.skipif(cached_path("default") is None, reason="the default weights are not in this checkout")
+@pytest.mark.parametrize("other", ["cv-vae-sd3", "AILab-CVC/CV-VAE/vae3d"])
+def test_another_known_model_is_refused_before_the_network_is_asked(folder, cvvae, monkeypatch, tmp_path, other):
+    def refuse(*where, **how):
+        raise AssertionError(f"the network was asked for {where}")
+
+    latent = tmp_path / "x.latent"
+    assert cvvae("encode", "square.mp4", latent, "--frames", 1, "--model", "default")[0] == 0
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    for words in (["decode", latent, tmp_path / "x.mp4"], ["check", "square.mp4", latent]):
+        status, out, err = cvvae(*words, "--model", other)
+        assert (status, out) == (4, "") and err.count("\n") == 1
+        assert "holds latents of default" in err and "pass --model default" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["x.latent"]
+
+
+def test_known_models_are_known_by_their_hub_id_too(monkeypatch, tmp_path):
+    names = ["default", "cv-vae-sd3", "AILab-CVC/CV-VAE/vae3d_sd3", "AILab-CVC/CV-VAE/vae3d"]
+    assert [known_model(name) for name in names] == ["default", "cv-vae-sd3", "cv-vae-sd3", "cv-vae-sd21"]
+    assert not any(map(known_model, ["other/CV-VAE/vae3d", "x.safetensors", None]))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "AILab-CVC/CV-VAE/vae3d").mkdir(parents=True)  # what lies here comes before the hub
+    assert known_model("AILab-CVC/CV-VAE/vae3d") is None
+
+
+def test_info_describes_a_plain_tensor_and_how_to_decode_it(cvvae, answer, tmp_path):
+    values = np.zeros((3, 4, 5, 6), np.float16)
+    np.save(tmp_path / "z.npy", values)
+    torch.save({"samples": torch.from_numpy(values)}, tmp_path / "z.pt")
+    save_file({"latents": torch.from_numpy(values)}, tmp_path / "z.safetensors")
+    for name, key in (("z.npy", ""), ("z.pt", "samples"), ("z.safetensors", "latents")):
+        told = answer("info", tmp_path / name)
+        assert (told["kind"], told["key"], told["shape"], told["dtype"]) == ("tensor", key, [3, 4, 5, 6], "float16")
+        assert told["readings"] == [
+            {"layout": "tzhw", "z": 4, "frames": 9, "width": 48, "height": 40},
+            {"layout": "zthw", "z": 3, "frames": 13, "width": 48, "height": 40},
+        ]
+        out = cvvae("info", tmp_path / name)[1]
+        assert "z = 4, 9 frames of 48x40" in out and f"{tmp_path / name} OUT.mp4 --model" in out and "--scaled" in out
+    save_file({"latent_tensor": torch.zeros(1, 16, 1, 2, 2)}, tmp_path / "comfyui.latent")
+    out = cvvae("info", tmp_path / "comfyui.latent")[1]
+    assert "z = 16, 1 frame of 16x16" in out and "ComfyUI" in out and "5.48998" in out
+    np.save(tmp_path / "flat.npy", np.zeros(7, np.float32))
+    assert "not possible" in cvvae("info", tmp_path / "flat.npy")[1]
+
+
+def test_progress_off_a_terminal_ends_with_the_whole_and_one_frame_is_singular(folder, cvvae, tmp_path):
+    status, _, err = cvvae("roundtrip", "clip.mp4")
+    said = [line.split(",")[0] for line in err.splitlines()]
+    assert status == 0 and said == ["encode: 20 of 20 frames", "decode: 20 of 20 frames"]
+    status, out, err = cvvae("encode", "clip.mp4", tmp_path / "one", "--frames", 1)
+    assert status == 0 and "1 frame of 61x45" in out and err.startswith("encode: 1 of 1 frame, ")
+    status, out, _ = cvvae("info", tmp_path / "one")
+    assert status == 0 and "1 frame of 61x45" in out
+    write_video(tmp_path / "longer.mp4", moving_pictures(4, 48, 48))
+    status, _, err = cvvae("check", tmp_path / "longer.mp4", "square.mp4", "-q")
+    assert status == 7 and "1 frame without a partner" in err
+
+
 def test_samples_are_reproducible(folder, cvvae, tmp_path):
     for name, seed in (("a", 7), ("b", 7), ("c", 8)):
         assert cvvae("encode", "clip.mp4", tmp_path / name, "--sample", "--seed", seed)[0] == 0
@@ -258,6 +318,8 @@ FAILURES = [
     (4, "decode damaged.latent new.mp4", "chunk 0"),
     (4, "check clip.mp4 damaged.latent", "chunk 0"),
     (4, "info short.latent", "cut off"),
+    (4, "info integers.npy", "int64"),
+    (4, "info tiny.safetensors", "tensors"),
     (4, "info version.latent", "version 7"),
     (4, "decode clip.latent new.mp4 --model other.safetensors", "tiny.safetensors"),
     (4, "check clip.mp4 clip.latent --model other.safetensors", "tiny.safetensors"),
@@ -373,6 +435,14 @@ def test_the_version_and_every_help_with_an_example(cvvae):
     for verb in ("encode", "decode", "roundtrip", "check", "info", "bench", "models", "train", "demo"):
         status, out, _ = cvvae(verb, "-h")
         assert status == 0 and f"cvvae {verb}" in out.split("Example")[-1]
+
+
+def test_the_examples_of_a_help_are_lines_to_copy(cvvae, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for verb in ("encode", "decode", "roundtrip", "check", "info", "bench", "models"):
+        lines = cvvae(verb, "-h")[1].split("Examples:")[1].splitlines()
+        assert max(map(len, lines)) <= 80
+        assert sum(line.strip(" •").startswith("cvvae ") for line in lines) >= 2
 
 
 @pytest.mark.parametrize(("verb", "sent", "status"), [("encode", signal.SIGINT, 130), ("decode", signal.SIGTERM, 143)])

@@ -14,10 +14,10 @@ import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_safetensors_header import JSON, fuzz, only_typed_errors
+from test_safetensors_header import JSON, fuzz, only_typed_errors, peak_below
 
 from cvvae_cli.errors import LatentFileError, UsageError
-from cvvae_cli.plain_latents import read_plain_latents, to_tzhw
+from cvvae_cli.plain_latents import PlainHeader, is_plain_tensor, read_plain_header, read_plain_latents, readings, to_tzhw
 
 
 def latents(frames: int) -> np.ndarray:
@@ -73,6 +73,52 @@ def test_plain_safetensors_of_several_tensors(tmp_path: Path) -> None:
     safetensors.torch.save_file({"latents": torch.ones(3, dtype=torch.int64)}, path)
     with pytest.raises(LatentFileError, match="I64, not floating-point"):
         read_plain_latents(path)
+
+
+def test_headers_are_told_without_the_values(tmp_path: Path) -> None:
+    values = latents(3)
+    values[0, 0, 0, 0] = np.nan  # which reading refuses
+    np.save(tmp_path / "a.npy", np.asfortranarray(values))
+    tensor = torch.from_numpy(values)
+    safetensors.torch.save_file({"other": torch.zeros(2), "latents": tensor.bfloat16()}, tmp_path / "a.safetensors")
+    safetensors.torch.save_file({"latent_tensor": tensor}, tmp_path / "a.latent")
+    torch.save({"samples": tensor.half()}, tmp_path / "a.pt")
+    expected = {
+        "a.npy": PlainHeader("", (3, 4, 3, 5), "float32", 1.0),
+        "a.safetensors": PlainHeader("latents", (3, 4, 3, 5), "bfloat16", 1.0),
+        "a.latent": PlainHeader("latent_tensor", (3, 4, 3, 5), "float32", 1 / 0.18215),
+        "a.pt": PlainHeader("samples", (3, 4, 3, 5), "float16", 1.0),
+    }
+    for name, header in expected.items():
+        assert is_plain_tensor(tmp_path / name) and read_plain_header(tmp_path / name) == header
+        with pytest.raises(LatentFileError, match="not finite"):
+            read_plain_latents(tmp_path / name)
+
+
+def test_a_header_costs_little_memory(tmp_path: Path) -> None:
+    large = np.zeros((64, 16, 64, 64), np.float32)  # 16 MiB
+    np.save(tmp_path / "a.npy", large)
+    safetensors.numpy.save_file({"latents": large}, tmp_path / "a.safetensors")
+    for name in ("a.npy", "a.safetensors"):
+        with peak_below(2**20):
+            assert read_plain_header(tmp_path / name).shape == large.shape
+
+
+def test_what_is_no_plain_tensor(tmp_path: Path) -> None:
+    (tmp_path / "words").write_bytes(b"words {}")
+    (tmp_path / "late").write_bytes(b"G@\0\x10\0\xb0\x0d\0{" + bytes(9))  # a length beyond any header
+    (tmp_path / "empty").write_bytes(b"")
+    assert not any(is_plain_tensor(tmp_path / name) for name in ("words", "late", "empty", "missing", "."))
+
+
+def test_readings_are_the_layouts_that_a_shape_allows() -> None:
+    assert readings((3, 4, 5, 6)) == {"tzhw": (3, 4, 5, 6), "zthw": (4, 3, 5, 6)}
+    assert readings((1, 4, 3, 5, 6)) == {"bzthw": (3, 4, 5, 6)}
+    for shape in ((2, 4, 3, 5, 6), (4, 5, 6), (), (0, 4, 5, 6)):
+        assert readings(shape) == {}
+    for shape in ((3, 4, 5, 6), (1, 4, 3, 5, 6)):
+        for layout, dimensions in readings(shape).items():
+            assert to_tzhw(np.zeros(shape, np.float32), dimensions[1], layout).shape == dimensions
 
 
 def test_float64_beyond_float32_is_refused_in_one_sentence_without_a_warning(tmp_path: Path) -> None:

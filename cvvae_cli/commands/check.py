@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cvvae_cli.commands import options as o
-from cvvae_cli.console import Reporter
+from cvvae_cli.console import Reporter, counted
 from cvvae_cli.errors import QualityError, VideoError
 
 if TYPE_CHECKING:
     from cvvae_cli.metrics import Quality
 
-EPILOG = "Examples: `cvvae check in.mp4 out.latent` · `cvvae check in.mp4 back.mp4 --json`"
+EPILOG = o.examples("cvvae check in.mp4 out.latent", "cvvae check in.mp4 back.mp4 --json")
 
 
 def check(
@@ -22,7 +22,7 @@ def check(
     revision: o.Revision = None,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
-    min_psnr: Annotated[float | None, typer.Option(metavar="DB", help="Exit 7 below this mean PSNR.")] = None,
+    min_psnr: o.MinPsnr = None,
     as_json: o.AsJson = False,
     quiet: o.Quiet = False,
 ) -> None:
@@ -53,7 +53,7 @@ def quality_rows(quality: "Quality") -> list[tuple[str, str]]:
         ("PSNR", f"{quality.psnr_db:.2f} dB, worst {quality.psnr_worst_db:.2f} dB at frame {quality.worst_frame}"),
         *ssim,
         ("flicker", f"{quality.flicker:.2f} levels"),
-        ("compared", f"{quality.frames} frames{missing}"),
+        ("compared", f"{counted(quality.frames, 'frame')}{missing}"),
     ]
 
 
@@ -64,8 +64,8 @@ def gate(quality: "Quality", min_psnr: float | None) -> None:
         QualityError: so.
     """
     if quality.frames_missing:
-        missing = quality.frames_missing
-        raise QualityError(f"{missing} frames have no partner to be compared with; check the source or encode it again.")
+        missing = counted(quality.frames_missing, "frame")
+        raise QualityError(f"{missing} without a partner to be compared with; check the source or encode it again.")
     if min_psnr is not None and quality.psnr_db < min_psnr:
         found = f"The mean PSNR {quality.psnr_db:.2f} dB"
         raise QualityError(f"{found} is below the {min_psnr:g} dB asked for; pass a lower --min-psnr or another model.")

@@ -8,17 +8,18 @@ import typer
 
 from cvvae_cli.commands import options as o
 from cvvae_cli.commands.check import quality_rows
-from cvvae_cli.console import Reporter
+from cvvae_cli.console import Reporter, counted
 from cvvae_cli.errors import LatentFileError, VideoError
 
-EPILOG = (
-    "Examples: `cvvae decode out.latent back.mp4` · "
-    "`cvvae decode generated.safetensors video.mp4 --model cv-vae-sd3 --fps 24 --scaled` (latents of a diffusion model)"
+EPILOG = o.examples(
+    "cvvae decode out.latent back.mp4",
+    "cvvae decode generated.safetensors video.mp4 --model cv-vae-sd3 --scaled --fps 24",
 )
 
 _FPS_HELP = "Constant frame rate instead of the stored times, e.g. 30000/1001; 24 for plain tensors."
-_LAYOUT_HELP = "Axes of a plain tensor: tzhw, zthw or bzthw; told by z if not given."
+_LAYOUT_HELP = "Order of a plain tensor's axes: tzhw, zthw or bzthw; if not given, the model's z tells."
 _SCALED_HELP = "A plain tensor is scaled as a diffusion model sees it: undo scale and shift."
+_AGAINST_HELP = "Compare the decoded frames with this video."
 
 
 def decode(
@@ -32,10 +33,10 @@ def decode(
     overlap: o.Overlap = None,
     chunk_overlap: o.ChunkOverlap = None,
     tiling: o.TilingMode = None,
-    start: Annotated[float, typer.Option(min=0, help="Seconds from the beginning.")] = 0.0,
-    frames: Annotated[int | None, typer.Option(min=1, help="Decode at most so many frames.")] = None,
-    fps: Annotated[str | None, typer.Option(help=_FPS_HELP)] = None,
-    audio: Annotated[bool, typer.Option("--audio/--no-audio", help="Write sound and subtitles that the latents carry.")] = True,
+    start: o.Start = 0.0,
+    frames: o.Frames = None,
+    fps: Annotated[str | None, typer.Option(metavar="RATE", help=_FPS_HELP)] = None,
+    audio: o.Audio = True,
     codec: o.Codec = None,
     crf: o.Crf = None,
     preset: o.Preset = None,
@@ -43,12 +44,15 @@ def decode(
     pix_fmt: o.PixFmt = None,
     layout: Annotated[str | None, typer.Option(help=_LAYOUT_HELP)] = None,
     scaled: Annotated[bool, typer.Option("--scaled", help=_SCALED_HELP)] = False,
-    against: Annotated[Path | None, typer.Option(metavar="SOURCE", help="Compare with this video on the way.")] = None,
+    against: Annotated[Path | None, typer.Option(metavar="SOURCE", help=_AGAINST_HELP)] = None,
     overwrite: o.Overwrite = False,
     as_json: o.AsJson = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Decode a latent file, or latents that a diffusion model made, to a video."""
+    """Decode a latent file, or latents that a diffusion model made, to a video.
+
+    Tiles and chunks are those of encoding unless you choose others.
+    """
     reporter = Reporter(as_json, quiet)
     rate, pairs = o.rate_of(fps), o.encoder_options_of(encoder_opt)
     o.require_file(latents, LatentFileError)
@@ -81,14 +85,13 @@ def decode(
         if comparison:
             quality = comparison.result(stop - first, opened.to_end and stop == opened.num_frames)
     notes += report.notes
-    for sentence in notes:
-        reporter.note(sentence)
+    reporter.note(*notes)
     values = {
         "output": str(output), **o.described(loaded), "frames": report.frames, "width": report.width, "height": report.height,
         "seconds": report.seconds, "decode_fps": report.fps, "quality": quality.to_dict() if quality else None, "notes": notes,
     }  # fmt: skip
     rows = [
-        ("video", f"{report.frames} frames of {report.width}x{report.height}"),
+        ("video", f"{counted(report.frames, 'frame')} of {report.width}x{report.height}"),
         ("model", str(values["model"])),
         ("speed", f"{report.fps:.1f} frames/s"),
         *(quality_rows(quality) if quality else []),

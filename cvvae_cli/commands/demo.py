@@ -7,13 +7,15 @@ import typer
 
 from cvvae_cli.commands import options as o
 from cvvae_cli.commands.check import quality_rows
-from cvvae_cli.console import Reporter
+from cvvae_cli.console import Reporter, counted, size_text
 
-EPILOG = "Example: `cvvae demo` writes demo/source.mp4, demo/source.latent and demo/back.mp4."
+EPILOG = o.examples("cvvae demo", "cvvae info demo/source.latent", "cvvae roundtrip demo/source.mp4")
+
+_FOLDER_HELP = "Where source.mp4, source.latent and back.mp4 are written, over those of an earlier demo."
 
 
 def demo(
-    folder: Annotated[Path, typer.Argument(help="Where to put the three files.")] = Path("demo"),
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help=_FOLDER_HELP)] = Path("demo"),
     model: o.Model = None,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
@@ -35,18 +37,18 @@ def demo(
     reporter.note(f"making {source}")
     write_demo_clip(source, overwrite=True)
     loaded = o.model_of(model, None, device, dtype)
-    with reporter.progress("roundtrip") as progress:
+    with reporter.progress("encode", "decode") as progress:
         report = roundtrip_file(
             source, back, model=loaded, latents=latents, progress=progress,
             encode=EncodeOptions(overwrite=True), decode=DecodeOptions(overwrite=True),
         )  # fmt: skip
     encoded = report.encode
     rows = [
-        ("source", f"{source}: {encoded.frames} frames of {encoded.width}x{encoded.height}, with sound"),
-        ("latents", f"{latents}: {encoded.latent_bytes / 1e3:.0f} kB, {encoded.bits_per_pixel:.3f} bits per pixel"),
+        ("source", f"{source}: {counted(encoded.frames, 'frame')} of {encoded.width}x{encoded.height}, with sound"),
+        ("latents", f"{latents}: {size_text(encoded.latent_bytes)}, {encoded.bits_per_pixel:.3f} bits per pixel"),
         ("decoded", f"{back}: PSNR {report.psnr_file_db:.2f} dB after the video codec"),
         *quality_rows(report.quality),
-        ("the cut", f"the scene changes at frame {CUT}; one latent there stands for frames of both"),
+        ("the cut", f"at frame {CUT}, where one latent stands for frames of both scenes"),
         ("speed", f"encode {encoded.fps:.1f}, decode {report.decode.fps:.1f} frames/s"),
     ]
     files = {"source": str(source), "latents": str(latents), "decoded": str(back)}

@@ -7,16 +7,17 @@ import typer
 
 from cvvae_cli.commands import options as o
 from cvvae_cli.commands.check import quality_rows
-from cvvae_cli.console import Reporter
+from cvvae_cli.console import Reporter, counted, size_text
 from cvvae_cli.errors import UsageError, VideoError
 
-EPILOG = (
-    "Examples: `cvvae encode in.mp4 out.latent` · "
-    "`cvvae encode in.mp4 out.latent --size 512x288 --frames 65 --check --min-psnr 28`"
+EPILOG = o.examples(
+    "cvvae encode in.mp4 out.latent",
+    "cvvae encode in.mp4 out.latent --size 512x288 --frames 65 --check --min-psnr 28",
 )
 
+_SAMPLE_HELP = "Store a random draw from the encoder's distribution instead of its mean."
 _CHECK_HELP = "Decode each chunk at once, compare it with the source and store the quality."
-_MIN_PSNR_HELP = "With --check: write nothing and exit 7 below this mean PSNR."
+_MIN_PSNR_HELP = "With --check: write nothing and exit with status 7 where the mean PSNR is lower."
 
 
 def encode(
@@ -30,14 +31,14 @@ def encode(
     overlap: o.Overlap = None,
     chunk_overlap: o.ChunkOverlap = None,
     tiling: o.TilingMode = None,
-    start: Annotated[float, typer.Option(min=0, help="Seconds from the beginning.")] = 0.0,
-    duration: Annotated[float | None, typer.Option(help="Seconds to encode.")] = None,
-    frames: Annotated[int | None, typer.Option(min=1, help="Encode at most so many frames.")] = None,
+    start: o.Start = 0.0,
+    duration: Annotated[float | None, typer.Option(metavar="SECONDS", help="Stop after so many seconds.")] = None,
+    frames: o.Frames = None,
     size: o.Size = None,
-    sample: Annotated[bool, typer.Option("--sample", help="Draw the posterior instead of taking its mean.")] = False,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of --sample; 0 by default.")] = None,
+    sample: Annotated[bool, typer.Option("--sample", help=_SAMPLE_HELP)] = False,
+    seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Seed of --sample; 0 by default.")] = None,
     latent_dtype: o.LatentDtype = "float16",
-    audio: Annotated[bool, typer.Option("--audio/--no-audio", help="Carry sound and subtitles along.")] = True,
+    audio: o.Audio = True,
     check: Annotated[bool, typer.Option("--check", help=_CHECK_HELP)] = False,
     min_psnr: Annotated[float | None, typer.Option(metavar="DB", help=_MIN_PSNR_HELP)] = None,
     overwrite: o.Overwrite = False,
@@ -59,16 +60,15 @@ def encode(
     with reporter.progress("encode") as progress:
         report = encode_file(source, output, model=loaded, tiling=plan, options=settings, progress=progress)
     notes = [*o.rounding_notes(plan), *report.notes]
-    for sentence in notes:
-        reporter.note(sentence)
+    reporter.note(*notes)
     values = {
         "output": str(output), **o.described(loaded), "frames": report.frames, "width": report.width, "height": report.height,
         "latent_bytes": report.latent_bytes, "bits_per_pixel": report.bits_per_pixel, "seconds": report.seconds,
         "encode_fps": report.fps, "quality": report.quality.to_dict() if report.quality else None, "notes": notes,
     }  # fmt: skip
     rows = [
-        ("video", f"{report.frames} frames of {report.width}x{report.height}"),
-        ("latents", f"{report.latent_bytes / 1e6:.2f} MB, {report.bits_per_pixel:.3f} bits per pixel"),
+        ("video", f"{counted(report.frames, 'frame')} of {report.width}x{report.height}"),
+        ("latents", f"{size_text(report.latent_bytes)}, {report.bits_per_pixel:.3f} bits per pixel"),
         ("speed", f"{report.fps:.1f} frames/s"),
         *(quality_rows(report.quality) if report.quality else []),
     ]

@@ -7,9 +7,10 @@ import typer
 from cvvae_cli.commands import options as o
 from cvvae_cli.console import Reporter
 from cvvae_cli.errors import ModelError
-from cvvae_cli.model_names import KNOWN_MODELS, HubFolder, cached_path, fetch, hub_folder
+from cvvae_cli.model_names import KNOWN_MODELS, HubFolder, KnownModel, cached_path, fetch, hub_folder
 
-EPILOG = "Examples: `cvvae models` · `cvvae models get cv-vae-sd3` · `cvvae encode in.mp4 out.latent --model cv-vae-sd3`"
+EPILOG = o.examples("cvvae models", "cvvae models get cv-vae-sd3", "cvvae encode in.mp4 out.latent --model cv-vae-sd3")
+HEAD = ["name", "here", "what, and where from"]
 
 app = typer.Typer(help="Names of models, where their weights come from, what is here already.", epilog=EPILOG)
 
@@ -28,17 +29,22 @@ def models(context: typer.Context, as_json: o.AsJson = False, quiet: o.Quiet = F
         }
         for known in KNOWN_MODELS.values()
     ]
-    rows = [[e["name"], e["source"], "yes" if e["path"] else "no", e["summary"]] for e in entries]
-    Reporter(as_json, quiet).grid({"models": entries}, "Models", ["name", "from", "here", "what"], rows)
+    rows = [[e["name"], "yes" if e["path"] else "no", about(KNOWN_MODELS[e["name"]])] for e in entries]
+    Reporter(as_json, quiet).grid({"models": entries}, "Models", HEAD, rows)
+
+
+def about(known: KnownModel) -> str:
+    """A model for people: what it is and, where it is fetched, from where."""
+    return known.summary if known.hub is None else f"{known.summary}\n({_source(known.hub)})"
 
 
 def _source(hub: HubFolder | None) -> str:
     return "in the package" if hub is None else "/".join(filter(None, (hub.repo, hub.subfolder)))
 
 
-@app.command(epilog="Example: `cvvae models get cv-vae-sd3`")
+@app.command(epilog=o.examples("cvvae models get cv-vae-sd3"))
 def get(
-    name: Annotated[str, typer.Argument(help="A name from the list, or a hub id.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name from the list, or a hub id.")],
     revision: o.Revision = None,
     as_json: o.AsJson = False,
     quiet: o.Quiet = False,

@@ -9,49 +9,61 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cvvae_cli.config import Tiling
-from cvvae_cli.errors import CvvaeError, DeviceError, ModelError, OutputError, UsageError
+from cvvae_cli.errors import CvvaeError, DeviceError, LatentFileError, ModelError, OutputError, UsageError
 from cvvae_cli.geometry import SPATIAL_COMPRESSION_RATIO as CELL
+from cvvae_cli.model_names import KNOWN_MODELS, hub_folder
 
 if TYPE_CHECKING:
     from cvvae_cli.autoencoder import Autoencoder
 
 MODEL, DEVICE, CUTTING, VIDEO = "Model", "Device", "Tiles and chunks", "Video file"
 
-_MODEL_HELP = "Name (see `cvvae models`), hub id, folder or weights file."
+_MODEL_HELP = (
+    "A name (see `cvvae models`), hub id, folder or weights file. By default the model in the package; "
+    "for a latent file, the one that made it."
+)
+_DTYPE_HELP = "Type to compute in: auto, float32, bfloat16 or float16."
 _TILE_HELP = "Tile size in pixels, 64 or more; 256 by default, 576 with --tiling official."
-_CHUNK_HELP = "Frames that neighbouring chunks crossfade, a multiple of 4; 4 by default, 0 as the release."
+_CHUNK_HELP = "Frames that neighbouring chunks share and blend, a multiple of 4; 4 by default, always 0 with --tiling official."
+_CRF_HELP = "Constant quality of the encoder, smaller is better; 16 for x264."
 
 Model = Annotated[str | None, typer.Option(envvar="CVVAE_MODEL", help=_MODEL_HELP, rich_help_panel=MODEL)]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.", rich_help_panel=MODEL)]
 Device = Annotated[str, typer.Option(envvar="CVVAE_DEVICE", help="auto, cpu, cuda or cuda:N.", rich_help_panel=DEVICE)]
-Dtype = Annotated[
-    str, typer.Option(envvar="CVVAE_DTYPE", help="auto, float32, bfloat16 or float16.", rich_help_panel=DEVICE)
-]
-Tile = Annotated[int | None, typer.Option(help=_TILE_HELP, rich_help_panel=CUTTING)]
+Dtype = Annotated[str, typer.Option(envvar="CVVAE_DTYPE", help=_DTYPE_HELP, rich_help_panel=DEVICE)]
+Tile = Annotated[int | None, typer.Option(metavar="PX", help=_TILE_HELP, rich_help_panel=CUTTING)]
 Overlap = Annotated[
-    int | None, typer.Option(help="Overlap of neighbouring tiles in pixels; 64 by default.", rich_help_panel=CUTTING)
+    int | None, typer.Option(metavar="PX", help="Overlap of neighbouring tiles; 64 by default.", rich_help_panel=CUTTING)
 ]
-ChunkOverlap = Annotated[int | None, typer.Option(help=_CHUNK_HELP, rich_help_panel=CUTTING)]
+ChunkOverlap = Annotated[int | None, typer.Option(metavar="N", help=_CHUNK_HELP, rich_help_panel=CUTTING)]
 TilingMode = Annotated[
-    str | None, typer.Option("--tiling", help="blend, or official for the release's algorithm.", rich_help_panel=CUTTING)
+    str | None,
+    typer.Option("--tiling", help="blend (the default) or official, the release's own algorithm.", rich_help_panel=CUTTING),
 ]
+Start = Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Skip so many seconds first.")]
+Frames = Annotated[int | None, typer.Option(min=1, metavar="N", help="Stop after so many frames.")]
+Audio = Annotated[bool, typer.Option("--audio/--no-audio", help="Keep sound and subtitles.")]
+MinPsnr = Annotated[float | None, typer.Option(metavar="DB", help="Exit with status 7 where the mean PSNR is lower.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Answer with one JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no table, only errors (and --json).")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", "-y", help="Replace an existing output.")]
 LatentDtype = Annotated[str, typer.Option(help="How latents are stored: float16, bfloat16 or float32.")]
-Size = Annotated[str | None, typer.Option(metavar="WxH", help="Resize exactly to this before encoding.")]
+Size = Annotated[str | None, typer.Option(metavar="WxH", help="Resize to exactly so many pixels before encoding.")]
 Codec = Annotated[
     str | None, typer.Option(help="Video encoder; libx264 by default (libvpx-vp9 for .webm).", rich_help_panel=VIDEO)
 ]
-Crf = Annotated[
-    float | None, typer.Option(help="Constant quality of the encoder, smaller is better; 16 for x264.", rich_help_panel=VIDEO)
-]
+Crf = Annotated[float | None, typer.Option(help=_CRF_HELP, rich_help_panel=VIDEO)]
 Preset = Annotated[str | None, typer.Option(help="Preset of the encoder, e.g. veryfast.", rich_help_panel=VIDEO)]
 PixFmt = Annotated[str | None, typer.Option(help="Pixel format, e.g. yuv444p.", rich_help_panel=VIDEO)]
 EncoderOpt = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME=VALUE", help="An option of the encoder; may be repeated.", rich_help_panel=VIDEO),
 ]
+
+
+def examples(*commands: str) -> str:
+    """The end of a command's help: commands to try, each on a line of its own."""
+    return "\n\n".join(["Examples:", *(f"- `{command}`" for command in commands)])
 
 
 def tiling_of(
@@ -149,18 +161,32 @@ def model_of_latents(path: Path, name: str | None, revision: str | None, device:
     """Load the model that the options name; without a name the one that the latent file was made with.
 
     Raises:
+        LatentFileError: both are known models and not the same; said before anything is loaded or fetched.
         ModelError: the recorded model is not to be had under its name.
     """
     from cvvae_cli.latent_video import recorded_model
 
-    recorded, made_at = (None, None) if name else recorded_model(path)
+    recorded, made_at = recorded_model(path)
+    if name:
+        made_by, given = known_model(recorded), known_model(name)
+        if made_by and given and made_by != given:
+            raise LatentFileError(f"{path} holds latents of {made_by}, and the model given is {given}; pass --model {made_by}.")
+        return model_of(name, revision, device, dtype)
     try:
-        return model_of(name or recorded, revision or made_at, device, dtype)
+        return model_of(recorded, revision or made_at, device, dtype)
     except ModelError as error:
         if recorded is None:
             raise
         reason = str(error).rstrip(".")
         raise ModelError(f"{path} was made with the model {recorded!r}, not at hand here ({reason}); pass --model.") from error
+
+
+def known_model(model: str | None) -> str | None:
+    """The known name of a model given by this name or by its hub id; None for weights that only loading can tell apart."""
+    if model is None or model in KNOWN_MODELS:
+        return model
+    hub = None if os.path.exists(model) else hub_folder(model)
+    return next((known.name for known in KNOWN_MODELS.values() if hub and known.hub == hub), None)
 
 
 def described(model: "Autoencoder") -> dict[str, str | None]:

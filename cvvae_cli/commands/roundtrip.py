@@ -7,15 +7,15 @@ import typer
 
 from cvvae_cli.commands import options as o
 from cvvae_cli.commands.check import gate, quality_rows
-from cvvae_cli.console import Reporter
+from cvvae_cli.console import Reporter, counted, size_text
 from cvvae_cli.errors import VideoError
 
-EPILOG = "Examples: `cvvae roundtrip in.mp4` · `cvvae roundtrip in.mp4 back.mp4 --frames 65 --min-psnr 28 --json`"
+EPILOG = o.examples("cvvae roundtrip in.mp4", "cvvae roundtrip in.mp4 back.mp4 --frames 65 --min-psnr 28 --json")
 
 
 def roundtrip(
     source: Annotated[Path, typer.Argument(metavar="IN", help="The video.")],
-    output: Annotated[Path | None, typer.Argument(metavar="[OUT]", help="Write the decoded video here.")] = None,
+    output: Annotated[Path | None, typer.Argument(metavar="OUT", help="Write the decoded video here.")] = None,
     model: o.Model = None,
     revision: o.Revision = None,
     device: o.Device = "auto",
@@ -24,11 +24,11 @@ def roundtrip(
     overlap: o.Overlap = None,
     chunk_overlap: o.ChunkOverlap = None,
     tiling: o.TilingMode = None,
-    frames: Annotated[int | None, typer.Option(min=1, help="Only so many frames from the beginning.")] = None,
+    frames: o.Frames = None,
     size: o.Size = None,
     latent_dtype: o.LatentDtype = "float16",
     latents: Annotated[Path | None, typer.Option(help="Keep the latent file here.")] = None,
-    min_psnr: Annotated[float | None, typer.Option(metavar="DB", help="Exit 7 below this mean PSNR.")] = None,
+    min_psnr: o.MinPsnr = None,
     codec: o.Codec = None,
     crf: o.Crf = None,
     preset: o.Preset = None,
@@ -46,7 +46,7 @@ def roundtrip(
     from cvvae_cli.transcode import DecodeOptions, EncodeOptions
 
     loaded = o.model_of(model, revision, device, dtype)
-    with reporter.progress("roundtrip") as progress:
+    with reporter.progress("encode", "decode") as progress:
         report = roundtrip_file(
             source, output, model=loaded, tiling=plan, latents=latents, progress=progress,
             encode=EncodeOptions(max_frames=frames, size=wanted, latent_dtype=latent_dtype, overwrite=overwrite),
@@ -54,17 +54,16 @@ def roundtrip(
         )  # fmt: skip
     values = report.to_dict() | o.described(loaded)
     values["notes"] = o.rounding_notes(plan) + values["notes"]
-    for sentence in values["notes"]:
-        reporter.note(sentence)
+    reporter.note(*values["notes"])
     encoded = report.encode
     rows = [
-        ("video", f"{encoded.frames} frames of {encoded.width}x{encoded.height}"),
+        ("video", f"{counted(encoded.frames, 'frame')} of {encoded.width}x{encoded.height}"),
         *quality_rows(report.quality),
         *([] if report.psnr_file_db is None else [("PSNR of file", f"{report.psnr_file_db:.2f} dB, through the video codec")]),
-        ("latents", f"{encoded.latent_bytes / 1e6:.2f} MB, {encoded.bits_per_pixel:.3f} bits per pixel"),
+        ("latents", f"{size_text(encoded.latent_bytes)}, {encoded.bits_per_pixel:.3f} bits per pixel"),
         ("encode", f"{encoded.seconds:.1f} s, {encoded.fps:.1f} frames/s"),
         ("decode", f"{report.decode.seconds:.1f} s, {report.decode.fps:.1f} frames/s"),
-        ("peak memory", f"{report.peak_mib:.0f} MiB"),
+        ("peak memory", size_text(report.peak_mib * 2**20)),
     ]
     reporter.answer(values, f"round trip of {source}", rows)
     gate(report.quality, min_psnr)

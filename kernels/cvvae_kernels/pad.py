@@ -54,6 +54,19 @@ def _tile_of_program(frames, rows, lanes, BLOCK_ROWS: tl.constexpr, BLOCK_LANES:
     return picture // frames, picture % frames, row_tile * BLOCK_ROWS, lane_tile * BLOCK_LANES
 
 
+@triton.jit
+def _lane_sizes(
+    lanes, left, right, period, ALIGN_IN: tl.constexpr, ALIGN_SHIFT: tl.constexpr, ALIGN_OUT: tl.constexpr
+):  # fmt: skip
+    """(lanes with padding, lanes before the first, period, lanes), as multiples of what they are known to be multiples of.
+
+    Dividing and multiplying by the known alignment changes nothing and lets the compiler see it: wide accesses.
+    """
+    lanes_out = (lanes + (left + right) * period) // ALIGN_OUT * ALIGN_OUT
+    before = left * period // ALIGN_SHIFT * ALIGN_SHIFT
+    return lanes_out, before, period // ALIGN_SHIFT * ALIGN_SHIFT, lanes // ALIGN_IN * ALIGN_IN
+
+
 @triton.jit(do_not_specialize=_SIZES)
 def _pad_kernel(
     source, target, frames, rows, lanes, front, back, top, bottom, left, right, period,
@@ -63,11 +76,7 @@ def _pad_kernel(
 ):  # fmt: skip
     frames_out = frames + front + back
     rows_out = rows + top + bottom
-    # Dividing and multiplying by the known alignment changes nothing and lets the compiler see it: wide accesses.
-    lanes_out = (lanes + (left + right) * period) // ALIGN_OUT * ALIGN_OUT
-    before = left * period // ALIGN_SHIFT * ALIGN_SHIFT
-    period = period // ALIGN_SHIFT * ALIGN_SHIFT
-    lanes = lanes // ALIGN_IN * ALIGN_IN
+    lanes_out, before, period, lanes = _lane_sizes(lanes, left, right, period, ALIGN_IN, ALIGN_SHIFT, ALIGN_OUT)
     plane, frame, first_row, first_lane = _tile_of_program(frames, rows_out, lanes_out, BLOCK_ROWS, BLOCK_LANES)
 
     local_row = tl.arange(0, BLOCK_ROWS)
@@ -113,10 +122,7 @@ def _pad_backward_kernel(
 ):  # fmt: skip
     frames_out = frames + front + back
     rows_out = rows + top + bottom
-    lanes_out = (lanes + (left + right) * period) // ALIGN_OUT * ALIGN_OUT
-    before = left * period // ALIGN_SHIFT * ALIGN_SHIFT
-    period = period // ALIGN_SHIFT * ALIGN_SHIFT
-    lanes = lanes // ALIGN_IN * ALIGN_IN
+    lanes_out, before, period, lanes = _lane_sizes(lanes, left, right, period, ALIGN_IN, ALIGN_SHIFT, ALIGN_OUT)
     plane, frame, first_row, first_lane = _tile_of_program(frames, rows, lanes, BLOCK_ROWS, BLOCK_LANES)
 
     local_row = tl.arange(0, BLOCK_ROWS)
