@@ -51,6 +51,7 @@ class CompactConfig:
         encoder_channels, decoder_channels: width at 1/4 size and half rate, at 1/8 size, at the latent grid.
         encoder_blocks, decoder_blocks: residual blocks at the same three places.
         scaling_factor, shift_factor: as in `CVVAEConfig`.
+        temporal: a video autoencoder; False is the same network without time, for pictures (T = 1) alone.
     """
 
     latent_channels: int = 16
@@ -63,6 +64,7 @@ class CompactConfig:
     decoder_blocks: tuple[int, int, int] = (1, 1, 2)
     scaling_factor: float = 1.0
     shift_factor: float = 0.0
+    temporal: bool = True
 
     def __post_init__(self) -> None:
         if not 0 < self.shared_channels < self.latent_channels or self.codes < 1:

@@ -1,44 +1,19 @@
-"""A training run as one typed TOML file: every value of the run, with its unit. No torch here."""
+"""A training run as one typed TOML file: every value of the run, with its unit. No torch here.
+
+A recipe has the tables `[run]`, `[start]`, `[model]`, `[optim]`, `[loss]`, `[regularisation]`, `[adversarial]` and
+one `[[streams]]` per kind of window. Only `[run]`, `[optim]` and one stream are required.
+"""
 
 import tomllib
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
-from cvvae_cli.config import CompactConfig, CVVAEConfig, ModelConfig, config_from_dict, config_to_dict
-from cvvae_cli.errors import UsageError
-from cvvae_cli.training.data import DataConfig
+from cvvae_cli.config import CompactConfig, ModelConfig, config_from_dict, config_to_dict
+from cvvae_cli.errors import ModelError, UsageError
+from cvvae_cli.training.streams import StreamConfig
 
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """Attributes:
-    steps: optimiser steps of the whole run.
-    batch: windows per step.
-    learning_rate: peak rate of the residual networks (AdamW).
-    linear_rate: peak rate of the linear code's maps, which a larger one destroys.
-    warmup: steps of linear rise.
-    cooldown: last steps, over which the rate falls linearly to zero; in between it is constant, so a run can
-        be prolonged by raising `steps` before its cooldown begins.
-    betas, weight_decay: AdamW's.
-    clip: largest gradient norm of either group.
-    ema: decay of the averaged weights, which are the ones that ship.
-    kl_weight: weight of the KL term, a mean over latent elements. Noise then settles near this share of
-        the reconstruction error.
-    mse_floor: added to a window's mean squared error ([-1, 1] units) before the logarithm.
-    """
-
-    steps: int
-    batch: int = 8
-    learning_rate: float = 3e-4
-    linear_rate: float = 3e-6
-    warmup: int = 200
-    cooldown: int = 800
-    betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    ema: float = 0.999
-    kl_weight: float = 0.01
-    mse_floor: float = 5e-4
+Norm = Literal["l1", "l2"]
 
 
 @dataclass(frozen=True)
@@ -46,45 +21,202 @@ class RunConfig:
     """Attributes:
     name: names the folder of the run.
     seed: fixes weights, windows and noise.
-    precision: "fp32" or "bf16" (autocast).
+    precision: "fp32", or "bf16" for the networks' products (autocast; weights and losses stay float32).
     checkpoint_every, log_every: steps.
-    warm_windows: windows that fit the linear code before the first step; 0 starts from random weights.
-    warm_noise: standard deviation in pixel units ([-1, 1]) that sampling adds at the start.
-    workers: processes that draw windows.
+    pictures_every: steps between strips of source and reconstruction in TensorBoard; 0 writes none.
+    recompute: keep only the blocks' inputs and compute the rest again on the way back (activation checkpointing).
+    workers: processes that make windows, for each device.
     """
 
     name: str
     seed: int = 1
-    precision: str = "fp32"
+    precision: Literal["fp32", "bf16"] = "fp32"
     checkpoint_every: int = 250
     log_every: int = 10
-    warm_windows: int = 600
-    warm_noise: float = 6e-3
+    pictures_every: int = 500
+    recompute: bool = False
     workers: int = 1
 
 
 @dataclass(frozen=True)
+class StartConfig:
+    """Attributes:
+    kind: where the weights of the first step come from: "random"; "linear", the closed-form gated code (compact
+        family only); "inflate", a picture autoencoder made a video one; "weights", a model of the same architecture.
+    model: the picture autoencoder ("inflate") or the model ("weights"): a name, folder or file.
+    linear_windows: windows that fit the linear code of "linear", or the linear maps of an inflated compact model, whose
+        first frames then stay pictures while the rest becomes video; 0 leaves it as it is.
+    picture_strength: in that fit, the weight of the error of each group's mean frame as the picture decoder shows it,
+        beside that of the video.
+    linear_noise: standard deviation in pixel units ([-1, 1]) that sampling adds at the start of a linear code.
+    """
+
+    kind: Literal["random", "linear", "inflate", "weights"] = "random"
+    model: str = ""
+    linear_windows: int = 600
+    linear_noise: float = 6e-3
+    picture_strength: float = 0.3
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Attributes:
+    steps: optimiser steps of the whole run.
+    learning_rate: peak rate (AdamW).
+    linear_rate: peak rate of the compact family's linear maps, which a larger one destroys.
+    warmup: steps of linear rise.
+    hold: steps, warm-up included, before the cosine begins; until then a run can be prolonged by raising `steps`.
+    final_rate: rate at the last step, relative to the peak, where the cosine ends.
+    betas, eps, weight_decay: AdamW's.
+    clip: largest gradient norm of either group of parameters.
+    accumulate: pieces that a device's share of a batch is computed in.
+    ema: decay of the averaged weights, which are the ones that are exported.
+    """
+
+    steps: int
+    learning_rate: float = 3e-4
+    linear_rate: float = 3e-6
+    warmup: int = 200
+    hold: int = 0
+    final_rate: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.99)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    accumulate: int = 1
+    ema: float = 0.999
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Attributes:
+    reconstruction: per window "l1" (mean absolute error), "l2" (mean square) or "log_mse" (half the logarithm of
+        mse + floor, so that every window counts in decibels).
+    floor: of "log_mse", in squared [-1, 1] units.
+    perceptual: "none", "gradient" (multi-scale gradients, needs no weights) or "lpips" (the extra of that name).
+    perceptual_weight: beside the reconstruction, inside the learned variance.
+    learned_variance: divide reconstruction and perceptual term by a learned variance, as LDM and the release do.
+    kl_weight: of the KL divergence per latent element.
+    temporal_weight: of the error of frame differences, against flicker.
+    temporal_norm: of that error.
+    """
+
+    reconstruction: Literal["l1", "l2", "log_mse"] = "l1"
+    floor: float = 5e-4
+    perceptual: Literal["none", "gradient", "lpips"] = "none"
+    perceptual_weight: float = 0.5
+    learned_variance: bool = False
+    kl_weight: float = 1e-6
+    temporal_weight: float = 0.0
+    temporal_norm: Norm = "l1"
+
+
+@dataclass(frozen=True)
+class RegularisationConfig:
+    """Latent regularisation against a frozen picture autoencoder E_i, D_i; psi maps 1 + 4k frames to 1 + k.
+
+    Attributes:
+        side: "decoder" adds |psi(x) - D_i(E_v(x))|, "encoder" |x - D_v(E_i(psi(x)))|, "both" both, "none" nothing.
+        image_model: the frozen picture autoencoder: a diffusers folder or hub id, or one of ours.
+        map: psi: of each group of four frames its "first", its last ("slice"), its "average" or a "random" one.
+        norm: of the error.
+        decoder_weight, encoder_weight: of the two sides.
+        learned_variance: divide each side's error by a learned variance of its own.
+    """
+
+    side: Literal["none", "decoder", "encoder", "both"] = "none"
+    image_model: str = ""
+    map: Literal["first", "slice", "average", "random"] = "random"
+    norm: Norm = "l1"
+    decoder_weight: float = 1.0
+    encoder_weight: float = 1.0
+    learned_variance: bool = False
+
+
+@dataclass(frozen=True)
+class AdversarialConfig:
+    """Attributes:
+    weight: of the adversarial term, times the adaptive weight; 0 trains no discriminator.
+    start_step: the first step with it.
+    learning_rate: of the discriminator.
+    channels, layers: of the 3-D PatchGAN.
+    """
+
+    weight: float = 0.0
+    start_step: int = 0
+    learning_rate: float = 2e-5
+    channels: int = 64
+    layers: int = 4
+
+
+@dataclass(frozen=True)
 class Recipe:
+    """A whole run; see the parts."""
+
     run: RunConfig
     optim: OptimConfig
-    data: DataConfig
+    streams: tuple[StreamConfig, ...]
+    start: StartConfig = field(default_factory=StartConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    regularisation: RegularisationConfig = field(default_factory=RegularisationConfig)
+    adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     model: ModelConfig = field(default_factory=CompactConfig)
+
+    def __post_init__(self) -> None:
+        if not self.streams:
+            raise UsageError("The recipe has no [[streams]], so there is nothing to train on; add one.")
+        if self.start.kind in ("inflate", "weights") and not self.start.model:
+            raise UsageError(f"Recipe start.kind {self.start.kind!r} needs start.model, a name, folder or file.")
+        if self.start.kind == "linear" and not isinstance(self.model, CompactConfig):
+            raise UsageError('Recipe start.kind "linear" fits the compact family only; choose "random" for family cv-vae.')
+        if self.regularisation.side != "none" and not self.regularisation.image_model:
+            raise UsageError("Recipe regularisation.side needs regularisation.image_model, the frozen picture autoencoder.")
+        if isinstance(self.model, CompactConfig) and not self.model.temporal and any(s.frames > 1 for s in self.streams):
+            raise UsageError("Recipe model.temporal = false is a picture autoencoder; give its streams frames = 1.")
+        if self.loss.reconstruction == "log_mse" and self.loss.learned_variance:
+            raise UsageError("Recipe loss.learned_variance has no lower bound with the reconstruction log_mse; set one of them otherwise.")
+        if not 0 <= self.optim.hold <= self.optim.steps:
+            raise UsageError(f"Recipe optim.hold {self.optim.hold} must lie in 0 .. steps ({self.optim.steps}).")
+
+
+TABLES = {
+    "run": RunConfig, "start": StartConfig, "optim": OptimConfig, "loss": LossConfig,
+    "regularisation": RegularisationConfig, "adversarial": AdversarialConfig,
+}  # fmt: skip
 
 
 def recipe_to_dict(recipe: Recipe) -> dict:
-    """A JSON-ready dictionary of the recipe's four tables."""
-    return {"run": asdict(recipe.run), "optim": asdict(recipe.optim), "data": asdict(recipe.data), "model": config_to_dict(recipe.model)}
+    """A JSON-ready dictionary of the recipe's tables, as `load_recipe` would find them in TOML."""
+    tables = {name: asdict(getattr(recipe, name)) for name in TABLES}
+    return tables | {"streams": [asdict(stream) for stream in recipe.streams], "model": config_to_dict(recipe.model)}
 
 
-def _section(kind, table: dict, name: str):
-    known = {f.name for f in fields(kind)}
-    extra = sorted(set(table) - known)
+def _read_table(kind: type, table: object, name: str):
+    if not isinstance(table, dict):
+        raise UsageError(f"Recipe section {name} must be a table of keys and values; see recipes/ for examples.")
+    known = {f.name: f for f in fields(kind)}
+    extra = sorted(set(table) - set(known))
     if extra:
-        raise UsageError(f"Recipe key {name}.{extra[0]} is unknown; [{name}] takes {', '.join(sorted(known))}.")
+        raise UsageError(f"Recipe key {name}.{extra[0]} is unknown; {name} takes {', '.join(sorted(known))}.")
+    for key, value in table.items():
+        _check_value(f"{name}.{key}", value, known[key].type)
     try:
         return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in table.items()})
     except TypeError as error:
-        raise UsageError(f"Recipe section [{name}] is incomplete: {error}.") from error
+        raise UsageError(f"Recipe section {name} is incomplete: {error}.") from error
+
+
+def _check_value(name: str, value: object, kind: object) -> None:
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise UsageError(f"Recipe {name} = {value!r} must be one of {', '.join(map(repr, get_args(kind)))}.")
+        return
+    if get_origin(kind) is tuple:
+        fits = isinstance(value, list) and all(isinstance(v, (int, float) if get_args(kind)[0] is float else get_args(kind)[0]) for v in value)
+    else:
+        fits = isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
+    if not fits:
+        raise UsageError(f"Recipe {name} = {value!r} is not of the type {getattr(kind, '__name__', kind)}; correct it.")
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -99,20 +231,25 @@ def load_recipe(path: str | Path) -> Recipe:
         raise UsageError(f"Recipe {path} cannot be read: {error.strerror or error}; name a .toml file, for example recipes/default.toml.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"Recipe {path} is not valid TOML: {error}.") from error
-    extra = sorted(set(data) - {"run", "optim", "data", "model"})
+    return recipe_from_dict(data)
+
+
+def recipe_from_dict(data: dict) -> Recipe:
+    """The inverse of `recipe_to_dict`.
+
+    Raises:
+        UsageError: as `load_recipe`.
+    """
+    extra = sorted(set(data) - {*TABLES, "streams", "model"})
     if extra:
-        raise UsageError(f"Recipe section [{extra[0]}] is unknown; a recipe has [run], [optim], [data] and [model].")
-    model = data.get("model", {"family": "compact"})
-    recipe = Recipe(
-        _section(RunConfig, data.get("run", {}), "run"),
-        _section(OptimConfig, data.get("optim", {}), "optim"),
-        _section(DataConfig, data.get("data", {}), "data"),
-        config_from_dict(model),
-    )
-    if recipe.data.frames % 4 != 1 or recipe.data.crop % 8:
-        raise UsageError(f"Recipe window {recipe.data.frames} x {recipe.data.crop} px must be 1 + 4k frames and a multiple of 8 px.")
-    if recipe.run.precision not in ("fp32", "bf16"):
-        raise UsageError(f"Recipe precision {recipe.run.precision!r} must be fp32 or bf16.")
-    if isinstance(recipe.model, CVVAEConfig) and recipe.run.warm_windows:
-        raise UsageError("Recipe run.warm_windows fits the compact family's linear code; set it to 0 for family cv-vae.")
-    return recipe
+        raise UsageError(f"Recipe section {extra[0]} is unknown; a recipe has {', '.join([*TABLES, 'model', 'streams'])}.")
+    present = [name for name in TABLES if name in data or name in ("run", "optim")]
+    parts = {name: _read_table(TABLES[name], data.get(name, {}), name) for name in present}
+    try:
+        model = config_from_dict(data.get("model", {"family": "compact"}))
+    except (ModelError, TypeError) as error:
+        raise UsageError(f"Recipe section model: {error}") from error
+    streams = data.get("streams", [])
+    if not isinstance(streams, list):
+        raise UsageError("Recipe section streams must be written [[streams]], one for each kind of window.")
+    return Recipe(streams=tuple(_read_table(StreamConfig, table, "streams") for table in streams), model=model, **parts)

@@ -1,0 +1,122 @@
+"""What a training step minimises: windows in, the loss and its terms out.
+
+The sum of the terms that a recipe asks for. It holds the model, the frozen picture autoencoder and the learned
+variances as one module, so that one wrapper serves several devices. It knows neither data nor optimisers.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cvvae_cli.autoencoder import Autoencoder
+from cvvae_cli.compact import CompactDecoder
+from cvvae_cli.image_model import ImageModel
+from cvvae_cli.posterior import DiagonalGaussian
+from cvvae_cli.training.discriminator import PatchDiscriminator3d, adaptive_weight, hinge_generator_loss
+from cvvae_cli.training.losses import LearnedVariance, kl_per_element, psnr_db, reconstruction_error, temporal_error
+from cvvae_cli.training.perceptual import load_perceptual
+from cvvae_cli.training.recipe import Recipe
+from cvvae_cli.training.regularisation import decoder_side_error, encoder_side_error, keyframe_map
+
+
+@dataclass
+class Outcome:
+    """Attributes:
+    loss: scalar with its graph.
+    terms: scalars for the log, detached.
+    y: reconstruction (B, 3, T, H, W), detached.
+    """
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+    y: Tensor
+
+
+class Objective(nn.Module):
+    """The loss of a recipe.
+
+    Args:
+        recipe: the run.
+        model: what is trained.
+        image_model: the frozen picture autoencoder, None without regularisation.
+    """
+
+    def __init__(self, recipe: Recipe, model: Autoencoder, image_model: ImageModel | None) -> None:
+        super().__init__()
+        self.recipe, self.model = recipe, model
+        self.image_model = None if image_model is None else image_model.requires_grad_(False).eval()
+        self.perceptual = load_perceptual(recipe.loss.perceptual)
+        sides = recipe.regularisation.side
+        learned = ["reconstruction"] if recipe.loss.learned_variance else []
+        if recipe.regularisation.learned_variance:
+            learned += [side for side in ("decoder", "encoder") if sides in (side, "both")]
+        self.variances = nn.ModuleDict({name: LearnedVariance() for name in learned})
+
+    def forward(self, x: Tensor, noise: list[int], map_seed: int, critic: PatchDiscriminator3d | None, average: Callable[[Tensor], Tensor]) -> Outcome:
+        """The loss of a batch of windows.
+
+        Args:
+            x: (B, 3, T, H, W) in [-1, 1].
+            noise: a seed for each window's sample, so that a window's noise depends on its number alone.
+            map_seed: draws the frame that the map "random" takes, one for the whole step.
+            critic: the discriminator, None before it starts.
+            average: mean of a tensor over all processes.
+        """
+        loss = self.recipe.loss
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.recipe.run.precision == "bf16"):
+            posterior = DiagonalGaussian(self.model.encode(x).float())
+            z = posterior.mean + posterior.std * window_noise(posterior.mean, noise)
+            y = self.model.decode(z)
+            reconstruction = self._reconstruction(y, x)
+            sides = self._sides(x, z, map_seed)
+        kl, temporal = kl_per_element(posterior).mean(), temporal_error(y, x, loss.temporal_norm).mean()
+        terms = {"reconstruction": reconstruction, "kl": kl, "temporal": temporal, **sides}
+        total = reconstruction + loss.kl_weight * kl + loss.temporal_weight * temporal + sum(sides.values())
+        if critic is not None:
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=self.recipe.run.precision == "bf16"):
+                adversarial = hinge_generator_loss(critic(y))
+            weight = adaptive_weight(reconstruction, adversarial, last_weight(self.model), average=average)
+            terms |= {"adversarial": adversarial, "adaptive_weight": weight}
+            total = total + self.recipe.adversarial.weight * weight * adversarial
+        with torch.no_grad():
+            terms["psnr_db"] = psnr_db(y, x).mean()
+        return Outcome(total, {name: value.detach() for name, value in terms.items()}, y.detach())
+
+    def _reconstruction(self, y: Tensor, x: Tensor) -> Tensor:
+        loss = self.recipe.loss
+        error = reconstruction_error(y, x, loss.reconstruction, loss.floor)
+        if self.perceptual is not None:
+            error = error + loss.perceptual_weight * self.perceptual(y, x)
+        return self._weighed("reconstruction", error)
+
+    def _sides(self, x: Tensor, z: Tensor, map_seed: int) -> dict[str, Tensor]:
+        """The regularisation terms, weighted. Pictures take part like videos: of one frame the map is that frame."""
+        rule = self.recipe.regularisation
+        if rule.side == "none":
+            return {}
+        targets = keyframe_map(x, rule.map, torch.Generator().manual_seed(map_seed))
+        errors = {}
+        if rule.side in ("decoder", "both"):
+            error = decoder_side_error(self.image_model, z, targets, rule.norm)
+            errors["decoder_side"] = rule.decoder_weight * self._weighed("decoder", error)
+        if rule.side in ("encoder", "both"):
+            error = encoder_side_error(self.model.decode, self.image_model, x, targets, rule.norm)
+            errors["encoder_side"] = rule.encoder_weight * self._weighed("encoder", error)
+        return errors
+
+    def _weighed(self, name: str, error: Tensor) -> Tensor:
+        return (self.variances[name](error) if name in self.variances else error).mean()
+
+
+def last_weight(model: Autoencoder) -> nn.Parameter:
+    """The weight of the decoder's last convolution, where the adaptive weight compares gradients."""
+    decoder = model.decoder
+    return decoder.patch_out.weight if isinstance(decoder, CompactDecoder) else decoder.out.conv.weight
+
+
+def window_noise(like: Tensor, seeds: list[int]) -> Tensor:
+    """Standard normal noise of the shape of `like` (B, ...), each window's from its own seed, drawn on the CPU."""
+    draws = [torch.randn(like.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(draws).to(like.device)

@@ -1,0 +1,170 @@
+"""The training loop: exact resume, pieces and processes that change nothing, the smoke recipe from end to end."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from training_runs import adversarial_recipe, tiny_recipe, write_clips
+
+from cvvae_cli.autoencoder import Autoencoder
+from cvvae_cli.errors import UsageError
+from cvvae_cli.training.loop import Trainer, parameter_groups, rate_factor
+from cvvae_cli.training.objective import Objective
+from cvvae_cli.training.recipe import OptimConfig, Recipe
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clips(tmp_path_factory.mktemp("training") / "clips")
+
+
+def trainer(recipe: Recipe, folder: Path) -> Trainer:
+    return Trainer(recipe, folder, "cpu", lambda line: None)
+
+
+def logged(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def weights(run: Trainer) -> dict[str, Tensor]:
+    return run.model.state_dict() | {f"average.{k}": v for k, v in run.average.items()}
+
+
+def assert_same(a: dict[str, Tensor], b: dict[str, Tensor], tolerance: float) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=0, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_rate_rises_stays_and_falls_to_the_last_step() -> None:
+    optim = OptimConfig(steps=21, warmup=4, hold=10, final_rate=0.1)
+    rates = [rate_factor(step, optim) for step in range(21)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0] and rates[4:11] == [1.0] * 7
+    assert rates[15] == pytest.approx(0.55) and rates[20] == pytest.approx(0.1)
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:])), "a cosine that ends where the run ends"
+    assert rate_factor(30, optim) == pytest.approx(0.1)
+
+
+def test_every_parameter_is_in_one_group_and_linear_maps_have_their_own_rate(clips: Path) -> None:
+    recipe = tiny_recipe(clips)
+    recipe = replace(recipe, loss=replace(recipe.loss, learned_variance=True))
+    objective = Objective(recipe, Autoencoder(recipe.model), None)
+    groups = parameter_groups(objective, OptimConfig(steps=1))
+    assert sum(len(g["params"]) for g in groups) == len(list(objective.parameters()))
+    assert [len(g["params"]) for g in groups[1:]] == [4, 1] and groups[1]["peak"] < groups[0]["peak"]
+    assert groups[0]["weight_decay"] > 0 and groups[1]["weight_decay"] == groups[2]["weight_decay"] == 0
+
+
+@pytest.mark.parametrize("make", [tiny_recipe, adversarial_recipe])
+def test_a_run_that_is_killed_and_resumed_equals_one_that_was_not(clips: Path, tmp_path: Path, make: Callable[..., Recipe]) -> None:
+    recipe = make(clips)
+    whole = trainer(recipe, tmp_path / "whole")
+    whole.run()
+    killed = trainer(recipe, tmp_path / "part")
+    kept, killed.save = killed.save, lambda: None
+
+    def die(x: Tensor, numbers: list[int]) -> dict[str, float]:
+        if killed.step == 3:
+            kept()
+            raise KeyboardInterrupt
+        return Trainer.train_step(killed, x, numbers)
+
+    killed.train_step = die
+    with pytest.raises(KeyboardInterrupt):
+        killed.run()
+    resumed = trainer(recipe, tmp_path / "part")
+    assert resumed.step == 3
+    resumed.run()
+    assert_same(weights(whole), weights(resumed), 1e-6)
+    one, two = logged(tmp_path / "whole"), logged(tmp_path / "part")
+    assert [line["step"] for line in two] == list(range(1, 7))
+    assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in one], abs=1e-5)
+    assert {line["stream"] for line in one} == {"video_5x32", "image_1x32"}
+
+
+def test_pieces_of_a_batch_and_recomputed_blocks_change_nothing(clips: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(clips, steps=3)
+    plain = trainer(recipe, tmp_path / "plain")
+    plain.run()
+    other = replace(recipe, optim=replace(recipe.optim, accumulate=2), run=replace(recipe.run, recompute=True))
+    pieces = trainer(other, tmp_path / "pieces")
+    pieces.run()
+    assert_same(weights(plain), weights(pieces), 2e-6)
+
+
+def test_two_processes_equal_one_with_their_batches_together(clips: Path, tmp_path: Path) -> None:
+    recipe = adversarial_recipe(clips, steps=4)
+    alone = trainer(recipe, tmp_path / "alone")
+    alone.run()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    code = (
+        "import sys; sys.path[:0] = sys.argv[3:]\n"
+        "from pathlib import Path; from training_runs import adversarial_recipe; from cvvae_cli.training.loop import Trainer\n"
+        "run = Trainer(adversarial_recipe(Path(sys.argv[1]), 4), sys.argv[2], 'cpu', lambda line: None)\n"
+        "run.run(); run.close()"
+    )
+    arguments = [sys.executable, "-c", code, str(clips), str(tmp_path / "two"), str(ROOT / "tests"), str(ROOT)]
+    shared = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    processes = [subprocess.Popen(arguments, env=shared | {"RANK": str(i), "LOCAL_RANK": str(i)}) for i in range(2)]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    state = torch.load(tmp_path / "two" / "checkpoint.pt", weights_only=True)
+    assert state["step"] == 4
+    assert_same(alone.model.state_dict(), state["model"], 2e-5)
+    assert_same(alone.critic.state_dict(), state["critic"], 2e-5)
+    one, two = logged(tmp_path / "alone"), logged(tmp_path / "two")
+    assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in one], abs=1e-4)
+
+
+def test_training_lowers_the_loss_on_what_it_sees(clips: Path, tmp_path: Path) -> None:
+    run = trainer(tiny_recipe(clips, steps=40), tmp_path)
+    x = torch.stack([run.streams[0].window(i) for i in range(2)])
+    losses = [run.train_step(x, [0, 1])["loss"] for _ in range(40)]
+    assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
+
+
+def test_a_run_folder_of_another_recipe_or_other_clips_is_refused(clips: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(clips)
+    trainer(recipe, tmp_path / "run").save()
+    with pytest.raises(UsageError, match=r"another recipe \(run differ"):
+        trainer(tiny_recipe(clips, seed=2), tmp_path / "run")
+    others = write_clips(tmp_path / "others")
+    next(others.iterdir()).unlink()
+    with pytest.raises(UsageError, match="streams differ"):
+        trainer(tiny_recipe(others), tmp_path / "run")
+    trainer(tiny_recipe(clips, steps=9), tmp_path / "run")  # prolonged
+
+
+def test_the_average_is_what_is_exported_and_says_how_it_was_made(clips: Path, tmp_path: Path) -> None:
+    run = trainer(tiny_recipe(clips, steps=2), tmp_path)
+    run.run()
+    model, said = run.averaged_model(), run.provenance()
+    assert torch.equal(model.state_dict()["decoder.patch_out.weight"], run.average["decoder.patch_out.weight"])
+    assert said["steps"] == "2" and json.loads(said["recipe"])["run"]["name"] == "test" and len(said["commit"]) >= 7
+
+
+def test_the_smoke_recipes_run_from_pictures_to_video_and_lower_the_loss(tmp_path: Path) -> None:
+    write_clips(tmp_path / "demo")
+    command = [sys.executable, "-m", "cvvae_cli", "train"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "kernels")))}
+    picture = [*command, str(ROOT / "recipes" / "smoke-image.toml"), "--export", "runs/smoke-image.safetensors", "--quiet"]
+    subprocess.run(picture, check=True, cwd=tmp_path, env=environment)
+    subprocess.run([*command, str(ROOT / "recipes" / "smoke.toml"), "--quiet"], check=True, cwd=tmp_path, env=environment)
+    lines = [line for line in logged(tmp_path / "runs" / "smoke") if line["stream"] == "video_5x32"]
+    losses = [line["reconstruction"] + line["decoder_side"] + line["encoder_side"] for line in lines]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.05
+    assert {"kl", "temporal", "adversarial", "adaptive_weight", "critic", "psnr_db"} <= lines[-1].keys()
+    assert "adversarial" not in lines[0]
+    assert list((tmp_path / "runs" / "smoke" / "tensorboard").iterdir())

@@ -1,0 +1,63 @@
+"""Recipes: typed, complete, and refused with the key that is wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from cvvae_cli.config import CVVAEConfig
+from cvvae_cli.errors import UsageError
+from cvvae_cli.training.recipe import load_recipe, recipe_from_dict, recipe_to_dict
+
+RUN = "[run]\nname='a'\n"
+OPTIM = "[optim]\nsteps=1\n"
+STREAM = "[[streams]]\nkind='video'\nsources=['c']\nbatch=2\ncrop=32\nframes=5\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        (RUN + "[optim]\nsteps=1\nspeed=2\n" + STREAM, "optim.speed"),
+        (RUN + STREAM, "steps"),
+        ("[run", "TOML"),
+        (RUN + OPTIM, "streams"),
+        (RUN + OPTIM + STREAM.replace("=5", "=8"), "1 \\+ 4k"),
+        (RUN + OPTIM + STREAM.replace("[[streams]]", "[streams]"), r"\[\[streams\]\]"),
+        ("[other]\n", "other"),
+        (RUN + "[optim]\nsteps='many'\n" + STREAM, "optim.steps = 'many'"),
+        (RUN + "[optim]\nsteps=true\n" + STREAM, "optim.steps = True"),
+        (RUN + "[optim]\nsteps=5\nhold=9\n" + STREAM, "hold 9"),
+        (RUN + OPTIM + "[loss]\nreconstruction='l3'\n" + STREAM, "'l3' must be one of 'l1', 'l2', 'log_mse'"),
+        (RUN + OPTIM + "[loss]\nreconstruction='log_mse'\nlearned_variance=true\n" + STREAM, "learned_variance"),
+        (RUN + OPTIM + "[regularisation]\nside='decoder'\n" + STREAM, "image_model"),
+        (RUN + OPTIM + "[start]\nkind='inflate'\n" + STREAM, "start.model"),
+        (RUN + OPTIM + "[start]\nkind='linear'\n[model]\nfamily='cv-vae'\n" + STREAM, "compact"),
+        (RUN + OPTIM + "[model]\nfamily='compact'\ntemporal=false\n" + STREAM, "frames = 1"),
+        (RUN + OPTIM + "[model]\nfamily='other'\n" + STREAM, "model"),
+    ],
+)
+def test_wrong_recipes_are_refused_with_the_key(tmp_path: Path, text: str, word: str) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=word):
+        load_recipe(path)
+
+
+def test_a_recipe_survives_its_dictionary() -> None:
+    for path in (Path(__file__).parents[1] / "recipes").glob("*.toml"):
+        recipe = load_recipe(path)
+        assert recipe.run.name == path.stem
+        assert recipe_from_dict(_listed(recipe_to_dict(recipe))) == recipe
+
+
+def _listed(value):
+    """Tuples as lists, as TOML has them."""
+    if isinstance(value, dict):
+        return {key: _listed(v) for key, v in value.items()}
+    return [_listed(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def test_the_published_runs_are_the_official_architectures_with_decoder_side_regularisation() -> None:
+    for name, channels in (("sd21", 4), ("sd3", 16)):
+        recipe = load_recipe(Path(__file__).parents[1] / "recipes" / f"{name}.toml")
+        assert isinstance(recipe.model, CVVAEConfig) and recipe.model.variant == name and recipe.model.latent_channels == channels
+        assert (recipe.regularisation.side, recipe.regularisation.map) == ("decoder", "random")
