@@ -5,11 +5,12 @@ from typing import Annotated
 import typer
 
 from cvvae_cli import __version__
-from cvvae_cli.commands import bench, check, decode, demo, encode, info, models, roundtrip, train
+from cvvae_cli.commands import bench, check, compat, decode, demo, encode, info, models, roundtrip, train
 
 app = typer.Typer(
     name="cvvae",
     help="Move long video into the latent space of CV-VAE, a causal 3-D autoencoder, and back.",
+    epilog="Start with `cvvae demo`: it makes a clip, takes it to latents and back, and says how close it came.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_show_locals=False,
@@ -40,4 +41,5 @@ app.command(epilog=info.EPILOG)(info.info)
 app.command(epilog=bench.EPILOG)(bench.bench)
 app.add_typer(models.app, name="models")
 app.command(epilog=train.EPILOG)(train.train)
+app.command(epilog=compat.EPILOG)(compat.compat)
 app.command(epilog=demo.EPILOG)(demo.demo)
