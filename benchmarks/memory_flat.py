@@ -1,14 +1,17 @@
 """Resident memory of encode and decode for a short and a long video of one size.
 
-    python benchmarks/memory_flat.py --seconds 10 300 --rate 10 --out benchmarks/memory_flat.json
+    python benchmarks/memory_flat.py --seconds 10 300 --rate 10 --repeats 3 --out benchmarks/memory_flat.json
 
-Each run is a process of its own; its peak is what the operating system accounts to it. The clips are made here, with
-sound, in a temporary folder.
+Each run is a process of its own; its peak is what the operating system accounts to it, and a figure is the median of
+several runs. The clips have sound and lie in a temporary folder; a process of its own makes them, because Linux counts
+the peak of a parent to its children.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -43,17 +46,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, nargs=2, default=[10, 300])
     parser.add_argument("--rate", type=int, default=10)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--model", default="default")
     parser.add_argument("--out")
     arguments = parser.parse_args()
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context("spawn").Pool(1) as maker:
         for seconds in arguments.seconds:
             clip, latents, back = (Path(folder) / f"{seconds}{suffix}" for suffix in (".mp4", ".latent", ".back.mp4"))
-            make_clip(clip, seconds, arguments.rate)
+            maker.apply(make_clip, (clip, seconds, arguments.rate))
+            commands = {"encode_mib": ("encode", str(clip), str(latents)), "decode_mib": ("decode", str(latents), str(back))}
+            values = {
+                name: [peak_mib(*command, "--model", arguments.model, "-y") for _ in range(arguments.repeats)]
+                for name, command in commands.items()
+            }
             row = {"seconds": seconds, "frames": round(seconds * arguments.rate), "size": f"{WIDTH}x{HEIGHT}"}
-            row["encode_mib"] = peak_mib("encode", str(clip), str(latents), "--model", arguments.model)
-            row["decode_mib"] = peak_mib("decode", str(latents), str(back), "--model", arguments.model)
+            row |= {name: statistics.median(peaks) for name, peaks in values.items()} | {"values": values}
             rows.append(row)
             print(json.dumps(row), flush=True)
     growth = {key: rows[1][key] / rows[0][key] - 1 for key in ("encode_mib", "decode_mib")}

@@ -6,6 +6,7 @@ So that the tool can show itself offline, with nothing but what the package hold
 import io
 from fractions import Fraction
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -80,7 +81,7 @@ def clip_frame(index: int) -> np.ndarray:
     return frame
 
 
-def tone(seconds: float) -> bytes:
+def tone(seconds: float) -> BinaryIO:
     """Two tones as AAC in a Matroska file in memory."""
     t = np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
     wave = 0.2 * np.sin(2 * np.pi * 220 * t) + 0.1 * np.sin(2 * np.pi * (330 + 40 * t) * t)
@@ -94,7 +95,7 @@ def tone(seconds: float) -> bytes:
             frame.sample_rate, frame.pts, frame.time_base = SAMPLE_RATE, start, Fraction(1, SAMPLE_RATE)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    return buffer.getvalue()
+    return buffer
 
 
 def write_demo_clip(path: str | Path, overwrite: bool = False) -> None:

@@ -1,266 +1,47 @@
-"""Latent files: writing one as a stream, and reading parts of one.
+"""The latent file: what it holds, and reading parts of one.
 
 A latent file is a valid safetensors file. In order: the header (see `safetensors_header`), the payload
 `latents` [t, z, h, w], zeros up to a multiple of 8 (`_pad`), small tensors. Every byte is under an XXH3-64
 checksum: each chunk of the payload in the tensor `chunk_xxh3`, beside its end in `chunk_end`; each other
-tensor, and the header itself, in the header.
+tensor, and the header itself, in the header. `latent_writer` writes it.
 
 This module knows neither models nor video: what the metadata and the small tensors mean is the codec's
 business. It does not import torch.
 """
 
-import contextlib
-import errno
 import functools
+import io
 import json
-import math
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from xxhash import xxh3_64, xxh3_64_hexdigest, xxh3_64_intdigest
+from xxhash import xxh3_64, xxh3_64_hexdigest
 
-from cvvae_cli.errors import LatentFileError, OutputError, UsageError
+from cvvae_cli.errors import LatentFileError, UsageError
 from cvvae_cli.safetensors_header import (
-    ALIGNMENT,
     NUMPY_TYPES,
     OWN_METADATA,
+    Entry,
     bears_mark,
     check_own_header,
-    describe,
-    make_header,
     open_for_reading,
     parse_header,
     read_exactly,
     read_header,
     to_float,
-    to_stored,
 )
 
 LATENT_DTYPES = {"float16": "F16", "float32": "F32", "bfloat16": "BF16"}
-HEADER_RESERVE = 16 * 1024
-"""Bytes kept free at the front for the header and its length; the payload then starts at a page."""
 BLOCK = 1024 * 1024
-
-_EXPONENT_BITS = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000}
-"""All set in infinities and NaN, and in nothing else."""
-_NAMES = {np.dtype(code): name for name, code in NUMPY_TYPES.items() if name != "BF16"}
-_OWN_TENSORS = {"latents", "chunk_end", "chunk_xxh3", "_pad", "__metadata__"}
-
-
-class LatentWriter:
-    """Writes a latent file chunk by chunk, under a hidden name beside the target until it is complete.
-
-    As a context manager it removes the unfinished file unless `close` was reached. Memory: one chunk in the
-    file's dtype, and 16 bytes per chunk.
-    """
-
-    def __init__(
-        self, path: str | os.PathLike, channels: int, height: int, width: int, dtype: str = "float16", overwrite: bool = False
-    ) -> None:
-        """Opens the hidden file.
-
-        Args:
-            path: the target; a link is followed.
-            channels: z, >= 1.
-            height, width: of the latent grid in cells, >= 1.
-            dtype: what the latents are stored as: "float16", "float32" or "bfloat16".
-            overwrite: whether an existing file may be replaced (at `close`, and not before).
-
-        Raises:
-            UsageError: unknown dtype.
-            OutputError: the target exists, is a folder or a device, or cannot be written.
-        """
-        if dtype not in LATENT_DTYPES:
-            raise UsageError(f"Latent dtype {dtype!r} is unknown; pass --latent-dtype {', '.join(LATENT_DTYPES)}.")
-        self._shown = os.fspath(path)
-        self._target = Path(os.path.realpath(path))
-        self._part = self._target.with_name(f".{self._target.name}.part")
-        self._overwrite = overwrite
-        self._dtype = LATENT_DTYPES[dtype]
-        self._frame_shape = (channels, height, width)
-        self._ends: list[int] = []
-        self._sums: list[int] = []
-        self._file: BinaryIO | None = None
-        try:
-            self._check_target()
-            # A file of this name is left from a crash. Unlinking it, rather than truncating, keeps two writers
-            # of one target apart: each has a file of its own, and the first finds its name taken at `close`.
-            self._part.unlink(missing_ok=True)
-            self._file = open(self._part, "xb+")
-            self._file.write(b"\0" * HEADER_RESERVE)
-        except OSError as error:
-            self.abort()
-            raise _output_error(self._shown, error) from error
-
-    @property
-    def latent_frames(self) -> int:
-        """Latent frames appended so far."""
-        return self._ends[-1] if self._ends else 0
-
-    def append(self, latents: np.ndarray) -> None:
-        """Appends one chunk.
-
-        Args:
-            latents: float32 [t, z, h, w] with t >= 1, unscaled; z, h, w as at the opening. A reader that
-                wants one latent frame of a chunk reads the whole chunk, to check it.
-
-        Raises:
-            UsageError: another shape.
-            LatentFileError: a value is not finite, or not in the file's dtype; nothing is written then.
-            OutputError: no space, or another failure of the disk.
-        """
-        if latents.ndim != 4 or latents.shape[1:] != self._frame_shape or len(latents) == 0:
-            wanted = ", ".join(map(str, self._frame_shape))
-            raise UsageError(f"Latents {list(latents.shape)} do not fit this file; append [t, {wanted}] with t >= 1.")
-        stored = to_stored(latents, self._dtype)
-        self._check_finite(latents, stored)
-        self._write(stored)
-        self._ends.append(self.latent_frames + len(stored))
-        self._sums.append(xxh3_64_intdigest(stored))
-
-    def close(self, metadata: dict[str, str], tensors: dict[str, np.ndarray]) -> None:
-        """Writes the small tensors and the header, and gives the file its name.
-
-        Args:
-            metadata: strings for the header; lone surrogates become "?".
-            tensors: small tensors by name, e.g. int64 `pts` [F]; any numpy dtype that safetensors has.
-
-        Raises:
-            UsageError: no chunk was appended, or a name or dtype that this file cannot hold.
-            OutputError: the file cannot be completed; the hidden file is removed.
-        """
-        self._check_content(metadata, tensors)
-        payload = self.latent_frames * math.prod(self._frame_shape) * np.dtype(NUMPY_TYPES[self._dtype]).itemsize
-        entries = {"latents": describe(self._dtype, (self.latent_frames, *self._frame_shape), 0, payload)}
-        sums: dict[str, str] = {}
-        end = payload
-        table = {"chunk_end": np.array(self._ends, np.int64), "chunk_xxh3": np.array(self._sums, np.uint64)}
-        small = {name: np.asarray(a, a.dtype.newbyteorder("<"), order="C") for name, a in {**table, **tensors}.items()}
-        if payload % ALIGNMENT:
-            small["_pad"] = np.zeros(-payload % ALIGNMENT, np.uint8)
-        # The padding first, then wide types before narrow ones: every tensor is aligned to its type.
-        ordered = sorted(small.items(), key=lambda item: (item[0] != "_pad", -item[1].itemsize))
-        for name, array in ordered:
-            entries[name] = describe(_NAMES[array.dtype], array.shape, end, end + array.nbytes)
-            sums[name] = xxh3_64_hexdigest(array)
-            end += array.nbytes
-        header = make_header(metadata, sums, entries, HEADER_RESERVE)
-        for _, array in ordered:
-            self._write(array)
-        try:
-            self._finish(header, end)
-        except OSError as error:
-            self.abort()
-            raise _output_error(self._shown, error) from error
-        except BaseException:
-            self.abort()
-            raise
-
-    def abort(self) -> None:
-        """Closes and removes the hidden file; does nothing after `close`."""
-        if self._file is None:
-            return
-        with contextlib.suppress(OSError):
-            if self._owns_part():
-                self._part.unlink()
-        with contextlib.suppress(OSError):
-            self._file.close()
-        self._file = None
-
-    def __enter__(self) -> "LatentWriter":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.abort()
-
-    def _finish(self, header: bytes, data_bytes: int) -> None:
-        assert self._file is not None
-        shift = len(header) - HEADER_RESERVE
-        # A header beyond the reserve: the data moves up, last block first, so that nothing is overwritten unread.
-        for start in reversed(range(0, data_bytes if shift else 0, BLOCK)):
-            self._file.seek(HEADER_RESERVE + start)
-            block = self._file.read(min(BLOCK, data_bytes - start))
-            self._file.seek(HEADER_RESERVE + start + shift)
-            self._file.write(block)
-        self._file.seek(0)
-        self._file.write(header)
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._check_target()
-        if not self._owns_part():
-            raise OutputError(f"{self._shown} is being written by another process too; give each its own output.")
-        os.replace(self._part, self._target)
-        self._file.close()
-        self._file = None
-        with contextlib.suppress(OSError):  # some network file systems cannot sync a folder
-            folder = os.open(self._target.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-
-    def _write(self, data: np.ndarray) -> None:
-        assert self._file is not None, "the writer is closed"
-        try:
-            self._file.write(data)
-        except OSError as error:
-            self.abort()
-            raise _output_error(self._shown, error) from error
-
-    def _owns_part(self) -> bool:
-        assert self._file is not None
-        try:
-            return os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._part))
-        except FileNotFoundError:
-            return False
-
-    def _check_target(self) -> None:
-        if not self._target.parent.is_dir():
-            raise OutputError(f"{self._shown} cannot be written: the folder {self._target.parent} does not exist; make it first.")
-        if self._target.is_dir():
-            raise OutputError(f"{self._shown} is a folder; name a file in it.")
-        if self._target.exists():
-            if not self._target.is_file():
-                raise OutputError(f"{self._shown} is not a regular file; name another output.")
-            if not self._overwrite:
-                raise OutputError(f"{self._shown} exists already; pass -y to overwrite it.")
-
-    def _check_finite(self, latents: np.ndarray, stored: np.ndarray) -> None:
-        mask = _EXPONENT_BITS[self._dtype]
-        bad = (stored.view(f"u{stored.itemsize}") & mask) == mask
-        if not bad.any():
-            return
-        first = tuple(np.argwhere(bad)[0])
-        frame, value = self.latent_frames + int(first[0]), float(latents[first])
-        if math.isfinite(value):
-            wider = "float32" if self._dtype == "BF16" else "float32 (or bfloat16)"
-            raise LatentFileError(
-                f"Latent frame {frame} holds {value:.6g}, too large for the file's {self._dtype}; pass --latent-dtype {wider}."
-            )
-        raise LatentFileError(
-            f"Latent frame {frame} holds {value}, which is not finite, so the network itself overflowed; "
-            "encode again with --dtype float32 --latent-dtype float32."
-        )
-
-    def _check_content(self, metadata: dict[str, str], tensors: dict[str, np.ndarray]) -> None:
-        taken = sorted((OWN_METADATA & set(metadata)) | (_OWN_TENSORS & set(tensors)))
-        if taken:
-            raise UsageError(f"The name {taken[0]!r} belongs to the latent file itself; choose another one.")
-        unknown = [name for name, a in tensors.items() if a.dtype.newbyteorder("<") not in _NAMES]
-        if unknown:
-            known = ", ".join(map(str, _NAMES))
-            raise UsageError(f"Tensor {unknown[0]!r} is {tensors[unknown[0]].dtype}, which the file cannot hold; pass {known}.")
-        if not self._ends:
-            raise UsageError("No latent frame was appended, so there is nothing to write; append at least one.")
+"""Bytes that are read or copied at a time."""
 
 
 class LatentReader:
     """Reads parts of a latent file and checks every byte that it returns.
 
-    Opening reads the header only. Memory: what `read` returns, blocks of 1 MiB and the table of chunks.
+    Opening reads the header only. Memory: what `read` and `tensor` return, blocks of 1 MiB and the table of chunks.
 
     Attributes:
         metadata: the strings that were given to `LatentWriter.close`.
@@ -269,7 +50,7 @@ class LatentReader:
         num_chunks: chunks that the payload was written in.
         payload_bytes: bytes of `latents` alone.
         file_bytes: bytes of the whole file.
-        tensor_names: names that `tensor` takes.
+        tensor_names: names that `tensor` and `open_tensor` take.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
@@ -332,12 +113,24 @@ class LatentReader:
         Raises:
             LatentFileError: no tensor of that name, or a damaged one.
         """
-        if name not in self.tensor_names:
-            raise LatentFileError(f"{self.path} holds no tensor {name!r}; it holds {', '.join(self.tensor_names)}.")
-        entry = self._entries[name]
+        entry = self._small_entry(name)
         data = read_exactly(self._file, entry.start, entry.stop - entry.start, self.path)
         self._check_sum(name, xxh3_64_hexdigest(data))
         return np.frombuffer(data, NUMPY_TYPES[entry.dtype]).reshape(entry.shape)
+
+    def open_tensor(self, name: str) -> BinaryIO:
+        """The bytes of one of the small tensors as a file, for what is too large for memory.
+
+        Returns:
+            A file that can seek, of use until the reader is closed. Its checksum was verified in blocks; what is
+            read from it later is not checked again.
+
+        Raises:
+            LatentFileError: no tensor of that name, or a damaged one.
+        """
+        entry = self._small_entry(name)
+        self._verify_tensor(name)
+        return io.BufferedReader(_Part(self._file, entry.start, entry.stop, self.path), BLOCK)
 
     def verify(self) -> list[int]:
         """Reads the whole file, block by block, and checks all of it.
@@ -350,11 +143,7 @@ class LatentReader:
         """
         check_own_header(read_header(self._file, self.file_bytes, self.path), self.path)
         for name in self._sums:
-            entry = self._entries[name]
-            digest = xxh3_64()
-            for _, block in self._blocks(entry.start, entry.stop):
-                digest.update(block)
-            self._check_sum(name, digest.hexdigest())
+            self._verify_tensor(name)
         return [i for i in range(self.num_chunks) if self._chunk(i, self._chunk_start(i), self._chunk_start(i)) is None]
 
     def close(self) -> None:
@@ -398,6 +187,17 @@ class LatentReader:
         for position in range(start, stop, BLOCK):
             yield position, read_exactly(self._file, position, min(BLOCK, stop - position), self.path)
 
+    def _small_entry(self, name: str) -> Entry:
+        if name not in self.tensor_names:
+            raise LatentFileError(f"{self.path} holds no tensor {name!r}; it holds {', '.join(self.tensor_names)}.")
+        return self._entries[name]
+
+    def _verify_tensor(self, name: str) -> None:
+        digest = xxh3_64()
+        for _, block in self._blocks(self._entries[name].start, self._entries[name].stop):
+            digest.update(block)
+        self._check_sum(name, digest.hexdigest())
+
     def _check_sum(self, name: str, found: str) -> None:
         if found != self._sums[name]:
             raise LatentFileError(f"{self.path} is damaged: tensor {name!r} does not match its checksum; encode the video again.")
@@ -421,6 +221,31 @@ class LatentReader:
         return small
 
 
+class _Part(io.RawIOBase):
+    """A span of bytes of an open file as a file of its own, read only."""
+
+    def __init__(self, file: io.FileIO, start: int, stop: int, path: str) -> None:
+        super().__init__()
+        self._file, self._start, self._size, self._path = file, start, stop - start, path
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        return self._position
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:
+        count = max(0, min(len(buffer), self._size - self._position))
+        buffer[:count] = read_exactly(self._file, self._start + self._position, count, self._path)
+        self._position += count
+        return count
+
+
 def is_latent_file(path: str | os.PathLike) -> bool:
     """Whether a file says that it is one of ours, damaged or not; False for what cannot be read."""
     try:
@@ -429,14 +254,3 @@ def is_latent_file(path: str | os.PathLike) -> bool:
             return bears_mark(file.read(512))
     except (LatentFileError, OSError):
         return False
-
-
-def _output_error(path: str, error: OSError) -> OutputError:
-    reasons = {
-        errno.ENOSPC: "no space is left on the disk; free some or name another disk",
-        errno.EDQUOT: "the disk quota is used up; free some space or name another disk",
-        errno.EACCES: "permission was denied; choose a folder that you may write to",
-        errno.EPERM: "permission was denied; choose a folder that you may write to",
-        errno.EROFS: "the file system is read-only; choose another folder",
-    }
-    return OutputError(f"{path} cannot be written: {reasons.get(error.errno or 0, error.strerror or str(error))}.")

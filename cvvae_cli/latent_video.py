@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 import numpy as np
 
@@ -168,9 +169,13 @@ class LatentVideo:
             raise UsageError(f"The start {start:g} s lies behind the last frame at {seconds[-1]:.3f} s; pass a smaller --start.")
         return first, self.num_frames if max_frames is None else min(self.num_frames, first + max_frames)
 
-    def sidecar(self) -> bytes | None:
-        """Sound and subtitles as Matroska bytes."""
-        return self._reader.tensor("sidecar").tobytes() if self._reader is not None and self.has_sidecar else None
+    def sidecar(self) -> BinaryIO | None:
+        """Sound and subtitles as a Matroska file, of use until this is closed; None where there are none.
+
+        Raises:
+            LatentFileError: they are damaged.
+        """
+        return self._reader.open_tensor("sidecar") if self._reader is not None and self.has_sidecar else None
 
     def close(self) -> None:
         """Close the file."""

@@ -1,67 +1,85 @@
-"""Sound and subtitles carried past the network: packets of the source, bit for bit, in a Matroska file in memory.
+"""Sound and subtitles carried past the network: packets of the source, bit for bit, in a Matroska file.
 
 Matroska because it holds nearly every codec and every player opens it. It counts milliseconds, so where that
-loses precision the exact timestamps travel in a tag, run-length coded. Pictures and colour are unknown here.
+loses precision the exact timestamps travel in a tag. Packets pass one by one, so memory does not depend on
+their number. Pictures and colour are unknown here.
 """
 
 import io
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from fractions import Fraction
-from itertools import chain, groupby, pairwise, repeat
 from math import ceil
 from pathlib import Path
+from typing import BinaryIO
 
 import av
-from av.container import OutputContainer
+from av.container import InputContainer, OutputContainer
 from av.error import FFmpegError
 from av.packet import Packet
 from av.stream import Discard, Disposition, Stream
 
 from cvvae_cli.errors import VideoError
 from cvvae_cli.media import codec_name, open_input, timeline_start
+from cvvae_cli.packet_times import PacketTimes, parse_times
 
 _TIMES_TAG, _SHIFT_TAG, _NOTES_TAG = "CVVAE_TIMES", "CVVAE_SHIFT", "CVVAE_NOTES"
-_MAX_RUNS = 8192
-"""Longest table of exact times; beyond it (hours of Vorbis out of an MP4) milliseconds must do."""
 
 _MILLISECOND = Fraction(1, 1000)
 
 
-def read_sidecar(path: str | Path, start: float | Fraction = 0.0, stop: float | Fraction | None = None) -> bytes | None:
-    """Copies the audio and subtitle streams of a video into a Matroska file in memory.
+def write_sidecar(
+    path: str | Path, target: BinaryIO, start: float | Fraction = 0.0, stop: float | Fraction | None = None
+) -> bool:
+    """Copies the audio and subtitle streams of a video into a Matroska file.
 
     Args:
         path: the video.
+        target: an empty file, open for writing, that can seek; it stays open.
         start: packets before it are left out, seconds from the beginning of the video (what a player shows as 0:00).
         stop: packets from here on are left out, seconds; None takes all.
 
     Returns:
-        The Matroska file, or None where there is no sound and no subtitle in that span. Its packets keep the
-        timestamps of the source's own timeline; `SidecarCopy` gives them back exactly.
+        Whether anything was written: False where there is no sound and no subtitle in that span. The packets keep
+        the timestamps of the source's own timeline; `SidecarCopy` gives them back exactly.
 
     Raises:
-        VideoError: the file cannot be read.
+        VideoError: the video cannot be read.
+        OSError: the target cannot be written.
 
-    Memory: about twice the size of the packets.
+    Memory: one packet, what the muxer holds to put the streams in order (10 s at most), and the runs of
+        `PacketTimes`. The video is read twice, since the exact times stand before the first packet.
     """
     path = Path(path)
+    times: dict[int, PacketTimes] = {}
     with open_input(path) as container:
-        zero = timeline_start(container)
-        first = zero + Fraction(start) if start > 0 else None
-        last = zero + Fraction(stop) if stop is not None else None
-        holds = _codecs_of("matroska")
-        chosen, notes = [], []
-        for stream in container.streams:
-            if stream.type in ("audio", "subtitle") and stream.codec_context is not None and _held(stream, holds):
-                chosen.append(stream)
-                continue
-            stream.discard = Discard.all
-            if stream.type in ("audio", "subtitle"):
-                notes.append(f"The {stream.type} stream {stream.index} ({codec_name(stream)}) could not be stored.")
-        packets = _collect(container, chosen, first, last) if chosen else {}
-        kept = [stream for stream in chosen if packets[stream.index]]
-        return _write_matroska(kept, packets, notes) if kept else None
+        streams, _ = _storable_streams(container)
+        for packet in _packets(container, streams, start, stop):
+            if packet.stream_index not in times:
+                times[packet.stream_index] = PacketTimes(packet.time_base)
+            times[packet.stream_index].add(packet.pts, packet.duration or 0)
+    if not times:
+        return False
+    with open_input(path) as container:
+        streams, notes = _storable_streams(container)
+        packets = _packets(container, streams, start, stop)
+        _write_matroska(target, [stream for stream in streams if stream.index in times], packets, times, notes)
+    return True
+
+
+def _storable_streams(container: InputContainer) -> tuple[list[Stream], list[str]]:
+    """The streams to copy, with all others switched off, and a sentence for each that Matroska cannot hold."""
+    holds = _codecs_of("matroska")
+    chosen, notes = [], []
+    for stream in container.streams:
+        if stream.type in ("audio", "subtitle") and stream.codec_context is not None and _held(stream, holds):
+            chosen.append(stream)
+            continue
+        stream.discard = Discard.all
+        if stream.type in ("audio", "subtitle"):
+            notes.append(f"The {stream.type} stream {stream.index} ({codec_name(stream)}) could not be stored.")
+    return chosen, notes
 
 
 def _codecs_of(format_name: str) -> set[str]:
@@ -75,25 +93,26 @@ def _held(stream: Stream, holds: set[str]) -> bool:
     return codec.canonical_name in holds or codec.name in holds
 
 
-def _collect(
-    container: av.container.InputContainer, streams: list[Stream], first: Fraction | None, last: Fraction | None
-) -> dict[int, list[Packet]]:
-    """The packets with first <= time < last per stream, their decoding times made strictly increasing."""
-    packets: dict[int, list[Packet]] = {stream.index: [] for stream in streams}
-    if first is not None:
-        try:
+def _packets(
+    container: InputContainer, streams: list[Stream], start: float | Fraction, stop: float | Fraction | None
+) -> Iterator[Packet]:
+    """The packets with start <= time < stop, decoding times made strictly increasing within each stream."""
+    zero = timeline_start(container)
+    first = zero + Fraction(start) if start > 0 else None
+    last = zero + Fraction(stop) if stop is not None else None
+    if first is not None and streams:
+        with suppress(FFmpegError):  # what cannot seek is read from its beginning
             container.seek(int(first / streams[0].time_base), stream=streams[0])
-        except FFmpegError:
-            pass  # what cannot seek is read from its beginning
     finished: set[int] = set()
+    latest: dict[int, int] = {}
     demuxed = container.demux(streams)
     while len(finished) < len(streams):
         try:
             packet = next(demuxed, None)
         except FFmpegError:
-            break  # the file is cut off: what came before it is worth keeping
+            return  # the file is cut off: what came before it is worth keeping
         if packet is None:
-            break
+            return
         index = packet.stream_index
         if packet.dts is None or packet.size == 0:
             continue
@@ -104,20 +123,21 @@ def _collect(
         if last is not None and time >= last:
             finished.add(index)  # sound is stored in order; a stray late packet must not end the other streams
             continue
-        earlier = packets[index]
-        if earlier and packet.dts <= earlier[-1].dts:
-            packet.dts = earlier[-1].dts + 1
+        if packet.dts <= latest.get(index, packet.dts - 1):
+            packet.dts = latest[index] + 1
             packet.pts = max(packet.pts, packet.dts)
-        earlier.append(packet)
-    return packets
+        latest[index] = packet.dts
+        yield packet
 
 
-def _write_matroska(streams: list[Stream], packets: dict[int, list[Packet]], notes: list[str]) -> bytes:
-    begin = min(packet.pts * packet.time_base for stream in streams for packet in packets[stream.index])
+def _write_matroska(
+    target: BinaryIO, streams: list[Stream], packets: Iterable[Packet], times: dict[int, PacketTimes], notes: list[str]
+) -> None:
+    begin = min(table.earliest for table in times.values())
     shift = max(Fraction(0), ceil(-begin / _MILLISECOND) * _MILLISECOND)  # Matroska has no time before zero
-    target = io.BytesIO()
     # bitexact: else every file gets random identifiers, and encoding twice would give two files
-    with av.open(target, "w", format="matroska", container_options={"fflags": "+bitexact"}) as output:
+    output = av.open(target, "w", format="matroska", container_options={"fflags": "+bitexact"})
+    try:
         output.metadata[_SHIFT_TAG] = str(shift)
         if notes:
             output.metadata[_NOTES_TAG] = json.dumps(notes)
@@ -125,57 +145,27 @@ def _write_matroska(streams: list[Stream], packets: dict[int, list[Packet]], not
         for stream in streams:
             copy = copies[stream.index] = output.add_stream_from_template(stream)
             describe(copy, stream)
-            table = _encode_times(packets[stream.index], shift > 0)
-            if table:
+            inexact = shift > 0 or (times[stream.index].time_base / _MILLISECOND).denominator != 1
+            if inexact and (table := times[stream.index].to_text()):
                 copy.metadata[_TIMES_TAG] = table
-        ordered = sorted(chain.from_iterable(packets.values()), key=lambda packet: packet.dts * packet.time_base)
-        for packet in ordered:
+        for packet in packets:
+            if packet.stream_index not in copies:
+                continue  # a recording that has grown since its times were taken
             offset = round(shift / packet.time_base)
             packet.pts, packet.dts = packet.pts + offset, packet.dts + offset
             packet.stream = copies[packet.stream_index]
             output.mux(packet)
-    return target.getvalue()
+        output.close()
+    except BaseException:
+        with suppress(FFmpegError):  # it fails too where the target does, and would hide the target's own error
+            output.close()
+        raise
 
 
 def describe(copy: Stream, stream: Stream) -> None:
     """Gives a copied stream the language, title and disposition of its original."""
     copy.disposition = Disposition(stream.disposition)
     copy.metadata.update({key: stream.metadata[key] for key in ("language", "title") if key in stream.metadata})
-
-
-def _runs(values: Iterable[int]) -> list[str]:
-    return [f"{value}*{sum(1 for _ in group)}" for value, group in groupby(values)]
-
-
-def _encode_times(packets: list[Packet], shifted: bool) -> str:
-    """Exact times as "time_base first_pts steps durations"; empty where Matroska's own are exact or it is too long."""
-    time_base = packets[0].time_base
-    if not shifted and (time_base / _MILLISECOND).denominator == 1:
-        return ""
-    pts = [packet.pts for packet in packets]
-    steps = _runs(b - a for a, b in pairwise(pts))
-    durations = _runs(packet.duration or 0 for packet in packets)
-    if len(steps) + len(durations) > _MAX_RUNS:
-        return ""
-    return f"{Fraction(time_base)} {pts[0]} {','.join(steps) or '-'} {','.join(durations)}"
-
-
-def _decode_times(table: str) -> tuple[Fraction, Iterator[tuple[int, int]]]:
-    """The time base, and the (pts, duration) of each packet, of a table of `_encode_times`."""
-
-    def expand(runs: str) -> Iterator[int]:
-        pairs = (run.split("*") for run in runs.split(",") if run != "-")
-        return chain.from_iterable(repeat(int(value), int(count)) for value, count in pairs)
-
-    time_base, first, steps, durations = table.split(" ")
-
-    def times() -> Iterator[tuple[int, int]]:
-        pts = int(first)
-        for step, duration in zip(chain(expand(steps), [0]), expand(durations), strict=False):
-            yield pts, duration
-            pts += step
-
-    return Fraction(time_base), times()
 
 
 class SidecarCopy:
@@ -185,11 +175,11 @@ class SidecarCopy:
         notes: one sentence for each thing that was not copied bit for bit.
     """
 
-    def __init__(self, sidecar: bytes, output: OutputContainer, origin: Fraction, stop: Fraction | None = None) -> None:
+    def __init__(self, sidecar: BinaryIO, output: OutputContainer, origin: Fraction, stop: Fraction | None = None) -> None:
         """Adds the streams to the output; call it before the first packet is muxed.
 
         Args:
-            sidecar: what `read_sidecar` returned.
+            sidecar: what `write_sidecar` wrote, open for reading; it must stay open until `close` or the last `advance`.
             output: the container that is being written.
             origin: the moment of the source that is 0 in the output, seconds; where it is not 0 itself, packets
                 before it are left out.
@@ -200,7 +190,8 @@ class SidecarCopy:
         """
         self._output, self._origin, self._stop = output, origin, stop
         try:
-            self._input = av.open(io.BytesIO(sidecar))
+            sidecar.seek(0)
+            self._input = av.open(sidecar)
             self._shift = Fraction(self._input.metadata.get(_SHIFT_TAG, "0"))
             self.notes: list[str] = json.loads(self._input.metadata.get(_NOTES_TAG, "[]"))
         except (FFmpegError, ValueError):
@@ -231,7 +222,7 @@ class SidecarCopy:
         describe(copy, stream)
         self._targets[stream.index] = copy
         if table := stream.metadata.get(_TIMES_TAG):
-            self._times[stream.index] = _decode_times(table)
+            self._times[stream.index] = parse_times(table)
 
     def _timed(self) -> Iterator[Packet]:
         """The packets to write, with the source's exact times less the origin."""

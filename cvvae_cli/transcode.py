@@ -1,7 +1,7 @@
 """Files in, files out: a video to a latent file, latents to a video.
 
 What a latent file says about its video, its model and its making is written and read here (the JSON strings
-of its header); the bytes are `latent_file`'s, the computing is `codec`'s.
+of its header); the bytes are `latent_writer`'s and `latent_file`'s, the computing is `codec`'s.
 """
 
 import itertools
@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 from time import perf_counter
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -25,11 +26,11 @@ from cvvae_cli.config import Tiling, config_to_dict
 from cvvae_cli.errors import OutputError, QualityError, UsageError
 from cvvae_cli.geometry import TEMPORAL_COMPRESSION_RATIO as STEP
 from cvvae_cli.geometry import cell_count
-from cvvae_cli.latent_file import LatentWriter
 from cvvae_cli.latent_video import LatentVideo, Times, check_model
+from cvvae_cli.latent_writer import LatentWriter
 from cvvae_cli.media import open_input, timeline_start
 from cvvae_cli.metrics import Comparison, Quality
-from cvvae_cli.video_io import VideoReader, VideoWriter, read_sidecar
+from cvvae_cli.video_io import VideoReader, VideoWriter, write_sidecar
 
 Progress = Callable[[int, int | None], None]
 """Called with the frames done and the frames expected (None where nobody knows)."""
@@ -140,7 +141,7 @@ def encode_file(
         VideoError, LatentFileError, OutputError, DeviceError, UsageError: nothing is left behind.
         QualityError: the check fell below `min_psnr_db`.
 
-    Memory: a chunk of frames, 16 bytes per frame of timestamps, and the sound.
+    Memory: a chunk of frames, and two timestamps per frame.
     """
     tiling, options = tiling or Tiling(), options or EncodeOptions()
     keep_inputs(output, source)
@@ -150,12 +151,15 @@ def encode_file(
         with LatentWriter(output, *shape, options.latent_dtype, options.overwrite) as writer, torch.inference_mode():
             run = _Encoding(reader, writer, model, tiling, options, progress)
             quality = run.run()
-            tensors = {"pts": np.array(run.pts, np.int64), "durations": np.array(run.durations, np.int64)}
-            sidecar = read_sidecar(source, *run.sound_span()) if options.audio else None
-            if sidecar:
-                tensors["sidecar"] = np.frombuffer(sidecar, np.uint8)
+            tensors: dict[str, np.ndarray | BinaryIO] = {
+                "pts": np.array(run.pts, np.int64),
+                "durations": np.array(run.durations, np.int64),
+            }
             latent_bytes = writer.latent_frames * int(np.prod(shape)) * TORCH_DTYPES[options.latent_dtype].itemsize
-            writer.close(_metadata(run, quality), tensors)
+            with writer.scratch_file() as sound:
+                if options.audio and write_sidecar(source, sound, *run.sound_span()):
+                    tensors["sidecar"] = sound
+                writer.close(_metadata(run, quality), tensors)
         frames, width, height = len(run.pts), reader.width, reader.height
         bits = 8 * latent_bytes / (width * height * frames)
         seconds = perf_counter() - began
@@ -214,7 +218,7 @@ class _Encoding:
         return self._timeline_start if self._timeline_start >= LONGEST_DELAY else Fraction(0)
 
     def sound_span(self) -> tuple[Fraction, Fraction | None]:
-        """The part of the sound that belongs to the frames, as `read_sidecar` counts: seconds from the timeline's start."""
+        """The part of the sound that belongs to the frames, as `write_sidecar` counts: seconds from the timeline's start."""
         tick, zero = self.reader.info.time_base, self._timeline_start
         start = self.pts[0] * tick - zero if self.options.start else Fraction(0)
         return start, None if self.to_end else (self.pts[-1] + self.durations[-1]) * tick - zero

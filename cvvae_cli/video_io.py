@@ -1,6 +1,6 @@
 """Reading video files frame by frame as upright 8-bit RGB, and the one door to all video files.
 
-`probe` and `VideoReader` live here; `VideoWriter` and `read_sidecar` are passed on, so that callers need one
+`probe` and `VideoReader` live here; `VideoWriter` and `write_sidecar` are passed on, so that callers need one
 import. Frames stream: a few are in memory at a time, whatever the length. The network, latents and quality
 are unknown here.
 """
@@ -20,11 +20,11 @@ from av.video.frame import VideoFrame
 from cvvae_cli.colour import Colour, FrameToRgb
 from cvvae_cli.errors import UsageError, VideoError
 from cvvae_cli.media import open_input, read_error, timeline_start, video_stream
-from cvvae_cli.sidecar import read_sidecar
+from cvvae_cli.sidecar import write_sidecar
 from cvvae_cli.video_info import VideoInfo, describe_video, orientation_of
 from cvvae_cli.video_writer import VideoWriter
 
-__all__ = ["Colour", "Frame", "VideoInfo", "VideoReader", "VideoWriter", "probe", "read_sidecar"]
+__all__ = ["Colour", "Frame", "VideoInfo", "VideoReader", "VideoWriter", "probe", "write_sidecar"]
 
 _SAME_MOMENT = Fraction(1, 2000)
 """Half a tick of the coarsest common time base: `--start 0.333` means the frame at one third."""
@@ -168,7 +168,7 @@ class VideoReader:
             if landed is not None and landed.pts is not None and landed.pts <= self._begin:
                 yield landed
             else:  # no index, or a wrong one: reading from the beginning is slow and right
-                self.close()
+                self._close_file()
                 self._open()
                 self._decoded = self._decode()
         yield from self._decoded
@@ -212,7 +212,12 @@ class VideoReader:
             ) from None
 
     def close(self) -> None:
-        """Closes the file."""
+        """Closes the file; its decoder and threads are gone at once."""
+        if hasattr(self, "_next_frames"):
+            self._next_frames.close()  # an unfinished generator holds the reader, and so the decoder, in a cycle
+        self._close_file()
+
+    def _close_file(self) -> None:
         if hasattr(self, "_decoded"):
             self._decoded.close()
         self._container.close()

@@ -3,6 +3,7 @@
 Knows encoders, containers and files. It does not know where frames come from or what a latent is.
 """
 
+import contextlib
 import errno
 import math
 import os
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -78,7 +80,7 @@ class VideoWriter:
         preset: str | None = None,
         pix_fmt: str | None = None,
         encoder_options: Mapping[str, str] | None = None,
-        sidecar: bytes | None = None,
+        sidecar: BinaryIO | None = None,
         time_origin: Fraction = Fraction(0),
         sound_stop: Fraction | None = None,
         overwrite: bool = False,
@@ -98,7 +100,7 @@ class VideoWriter:
             preset: the encoder's; None is its own default (medium for x264).
             pix_fmt: None is yuv420p, yuv444p at odd sizes, or RGB for ffv1, libx264rgb and png.
             encoder_options: as `ffmpeg -NAME VALUE` has them.
-            sidecar: sound and subtitles from `read_sidecar`.
+            sidecar: sound and subtitles from `write_sidecar`, a file that stays open until the writer is closed.
             time_origin: moment of the source, in seconds, that becomes 0 in the file; video and sound alike.
             sound_stop: moment of the source, in seconds, from which on sound is left out; None takes all.
             overwrite: whether an existing file may be replaced.
@@ -115,10 +117,11 @@ class VideoWriter:
         self._last_pts: int | None = None
         self._durations: dict[int, int] = {}
         self._overwrite = overwrite
-        self._part = _reserve(self.path, overwrite)
+        self._part = _part_of(self.path, overwrite)
         self._sidecar: SidecarCopy | None = None
         self._container: av.container.OutputContainer | None = None
         try:
+            _create(self._part, self.path)
             suffix = self.path.suffix.lower()
             self._codec = codec or DEFAULT_CODECS[suffix]
             options = _container_options(suffix, self._time_base)
@@ -265,7 +268,8 @@ class VideoWriter:
             except (FFmpegError, OSError):
                 pass  # what is being thrown away need not be finished
         self._container = None
-        self._part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it is not there where it could not be made
+            self._part.unlink()
 
     def _failure(self, error: FFmpegError | OSError) -> OutputError:
         return _output_error(self.path, error)
@@ -281,7 +285,7 @@ class VideoWriter:
 
 
 def _exists(path: Path) -> OutputError:
-    return OutputError(f"{path} exists; pass -y to replace it or choose another name.")
+    return OutputError(f"{path} exists already; pass -y (overwrite=True in Python) to replace it.")
 
 
 def _output_error(path: Path, error: FFmpegError | OSError) -> OutputError:
@@ -292,8 +296,8 @@ def _output_error(path: Path, error: FFmpegError | OSError) -> OutputError:
     return OutputError(f"{path} cannot be written ({error.strerror}); try another container or codec, or --no-audio.")
 
 
-def _reserve(path: Path, overwrite: bool) -> Path:
-    """Checks the name and creates the hidden file beside it, so that a forbidden folder is known at once."""
+def _part_of(path: Path, overwrite: bool) -> Path:
+    """Checks a name and returns that of the hidden file beside it."""
     if path.suffix.lower() not in DEFAULT_CODECS:
         raise UsageError(f"{path} must end in one of {', '.join(DEFAULT_CODECS)}; got {path.suffix or 'no extension'!r}.")
     if path.is_dir():
@@ -302,12 +306,15 @@ def _reserve(path: Path, overwrite: bool) -> Path:
         raise _exists(path)
     if not path.parent.is_dir():
         raise OutputError(f"The folder {path.parent} does not exist; make it first.")
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
+    return path.with_name(f".{path.stem}.part{path.suffix}")
+
+
+def _create(part: Path, path: Path) -> None:
+    """Makes the hidden file, so that a forbidden folder is known at once."""
     try:
         part.write_bytes(b"")
     except OSError as error:
         raise _output_error(path, error) from None
-    return part
 
 
 def _container_options(suffix: str, time_base: Fraction) -> dict[str, str]:

@@ -1,10 +1,9 @@
-"""Latent files: what goes in comes out, every damaged byte is found, nothing half-written is taken for whole."""
+"""Latent files as they are read: what went in comes out, and every damaged byte is found."""
 
-import errno
+import io
 import json
 import os
 import re
-import resource
 import struct
 import subprocess
 import sys
@@ -19,36 +18,14 @@ import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from latent_files import CHUNKS, METADATA, latents, read_everything, small_tensors, write
 from test_safetensors_header import JSON, fuzz, only_typed_errors, peak_below
 from xxhash import xxh3_64_hexdigest
 
-from cvvae_cli import latent_file, safetensors_header
-from cvvae_cli.errors import LatentFileError, OutputError, UsageError
-from cvvae_cli.latent_file import LatentReader, LatentWriter, is_latent_file
-
-METADATA = {"model": '{"name":"é ü 漢"}', "video": '{"width":12}', "encoding": "{}"}
-CHUNKS = (1, 4, 4, 2)
-
-
-def latents(frames: int, shape: tuple[int, int, int] = (4, 3, 5), seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(0, 3, (frames, *shape)).astype(np.float32)
-
-
-def small_tensors(frames: int = 41, sidecar: int = 13) -> dict[str, np.ndarray]:
-    pts = np.arange(frames, dtype=np.int64) * 512 - 7
-    sound = np.random.default_rng(5).integers(0, 256, sidecar, dtype=np.uint8)
-    return {"sidecar": sound, "pts": pts, "durations": np.full(frames, 512, np.int64)}
-
-
-def write(path: Path, dtype: str = "float16", shape: tuple[int, int, int] = (4, 3, 5), overwrite: bool = False) -> np.ndarray:
-    """Writes a file of `CHUNKS` and returns its latents."""
-    values = latents(sum(CHUNKS), shape)
-    with LatentWriter(path, *shape, dtype=dtype, overwrite=overwrite) as writer:
-        for part in np.split(values, np.cumsum(CHUNKS)[:-1]):
-            writer.append(part)
-        assert writer.latent_frames == len(values)
-        writer.close(METADATA, small_tensors())
-    return values
+from cvvae_cli import latent_file, latent_writer
+from cvvae_cli.errors import LatentFileError
+from cvvae_cli.latent_file import LatentReader, is_latent_file
+from cvvae_cli.latent_writer import LatentWriter
 
 
 def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
@@ -79,22 +56,12 @@ def add_empty(header: dict, shape: list[int]) -> None:
     header["empty"] = {"dtype": "U8", "shape": shape, "data_offsets": [0, 0]}
 
 
-def read_everything(path: Path) -> None:
-    """All that a user of a file can ask for; raises LatentFileError where any of it is damaged."""
-    with LatentReader(path) as reader:
-        for name in reader.tensor_names:
-            reader.tensor(name)
-        reader.read(0, reader.shape[0])
-        if reader.verify():
-            raise LatentFileError("verify found damaged chunks")
-
-
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The bytes of a small file with every kind of tensor, a pad among them, and some free header."""
     path = tmp_path_factory.mktemp("sound") / "a.latent"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(latent_file, "HEADER_RESERVE", 1408)
+        patch.setattr(latent_writer, "HEADER_RESERVE", 1408)
         with LatentWriter(path, 3, 1, 3) as writer:
             for frames in (1, 4):
                 writer.append(latents(frames, (3, 1, 3), seed=frames))
@@ -102,9 +69,6 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     data = path.read_bytes()
     assert "_pad" in header_of(data) and len(data) < 1700 and b"  " in data[:1408]
     return data
-
-
-# ---- writing and reading
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "bfloat16"])
@@ -139,69 +103,34 @@ def test_round_trip_and_the_safetensors_library(tmp_path: Path, dtype: str, shap
                if name not in ("__metadata__", "_pad", "sidecar"))  # fmt: skip
 
 
+def test_a_tensor_can_be_read_as_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latent_file, "BLOCK", 64)
+    path, tensors = tmp_path / "a.latent", small_tensors(sidecar=1000)
+    with LatentWriter(path, 4, 3, 5) as writer:
+        writer.append(latents(3))
+        writer.close({}, tensors | {"nothing": np.zeros(0, np.uint8)})
+    rng = np.random.default_rng(0)
+    with LatentReader(path) as reader:
+        for name, tensor in tensors.items():
+            assert reader.open_tensor(name).read() == tensor.tobytes()
+        assert reader.open_tensor("nothing").read() == b""
+        file, model = reader.open_tensor("sidecar"), io.BytesIO(tensors["sidecar"])
+        other, other_model = reader.open_tensor("pts"), io.BytesIO(tensors["pts"])
+        assert file.readable() and file.seekable() and not file.writable()
+        for whence, offset, count in rng.integers((0, 0, 0), (3, 400, 300), (200, 3)).tolist():
+            offset = -offset if whence == os.SEEK_END else min(offset, 1000 - model.tell()) if whence else offset
+            assert file.seek(offset, whence) == model.seek(offset, whence)
+            assert other.read(1) == other_model.read(1), "two open files disturb each other"
+            assert file.read(count) == model.read(count) and file.tell() == model.tell()
+        assert file.seek(2000) == 2000 and file.read(5) == b""
+        with pytest.raises(LatentFileError, match="no tensor 'picture'"):
+            reader.open_tensor("picture")
+
+
 def test_payload_begins_at_a_page_and_can_be_mapped(tmp_path: Path) -> None:
     path = tmp_path / "a.latent"
     values = write(path, "float32")
     assert np.array_equal(np.memmap(path, "<f4", "r", 16384, values.shape), values)
-
-
-@pytest.mark.parametrize(("reserve", "length"), [(16_384, 20_000), (512, 300), (512, 900)])
-def test_a_header_beyond_the_reserve_moves_the_payload(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reserve: int, length: int
-) -> None:
-    monkeypatch.setattr(latent_file, "HEADER_RESERVE", reserve)
-    monkeypatch.setattr(latent_file, "BLOCK", 100)  # many blocks, the last one short, and old and new places overlap
-    path = tmp_path / "a.latent"
-    values = latents(11)
-    long = {"quality": "x" * length}
-    with LatentWriter(path, 4, 3, 5, dtype="float32") as writer:
-        writer.append(values)
-        writer.close(long, small_tensors())
-    with LatentReader(path) as reader:
-        assert reader.metadata == long and np.array_equal(reader.read(0, 11), values) and reader.verify() == []
-        assert np.array_equal(reader.tensor("sidecar"), small_tensors()["sidecar"])
-    assert np.array_equal(safetensors.numpy.load_file(path)["latents"], values)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "value", "advice"),
-    [
-        ("float16", 70_000.0, "--latent-dtype float32 (or bfloat16)"),
-        ("float16", -65_520.0, "--latent-dtype float32 (or bfloat16)"),
-        ("bfloat16", 3.4e38, "--latent-dtype float32."),
-        ("float16", np.nan, "--dtype float32"),
-        ("bfloat16", np.nan, "--dtype float32"),
-        ("float32", -np.inf, "--dtype float32"),
-    ],
-)
-def test_values_that_the_file_cannot_hold(tmp_path: Path, dtype: str, value: float, advice: str) -> None:
-    path = tmp_path / "a.latent"
-    bad = latents(4)
-    bad[2, 1, 0, 3] = value
-    with pytest.raises(LatentFileError, match="Latent frame 5 ") as caught, LatentWriter(path, 4, 3, 5, dtype=dtype) as writer:
-        writer.append(latents(3))
-        writer.append(bad)
-    assert advice in str(caught.value)
-    assert os.listdir(tmp_path) == []
-
-
-def test_the_largest_value_of_float16_is_kept(tmp_path: Path) -> None:
-    values = np.full((1, 1, 1, 1), 65_519.0, np.float32)
-    with LatentWriter(tmp_path / "a.latent", 1, 1, 1) as writer:
-        writer.append(values)
-        writer.close({}, {})
-    with LatentReader(tmp_path / "a.latent") as reader:
-        assert reader.read(0, 1).item() == 65_504.0 and reader.metadata == {}
-
-
-def test_strings_that_utf8_has_not_and_empty_tensors(tmp_path: Path) -> None:
-    with LatentWriter(tmp_path / "a.latent", 1, 1, 1) as writer:
-        writer.append(latents(1, (1, 1, 1)))
-        writer.close({"name": "a\udc80b\n\"\\"}, {"nothing": np.zeros((0, 2), np.float32), "single": np.array(7, np.int32)})
-    with LatentReader(tmp_path / "a.latent") as reader:
-        assert reader.metadata == {"name": "a?b\n\"\\"} and reader.verify() == []
-        assert reader.tensor("nothing").shape == (0, 2) and reader.tensor("single").item() == 7
-    assert safetensors.torch.load_file(tmp_path / "a.latent")["nothing"].shape == (0, 2)
 
 
 def test_memory_stays_flat_over_many_chunks(tmp_path: Path) -> None:
@@ -227,158 +156,6 @@ def test_one_huge_chunk_is_checked_in_blocks(tmp_path: Path, monkeypatch: pytest
         writer.close({}, {})
     with LatentReader(path) as reader, peak_below(values.nbytes / 2):
         assert np.array_equal(reader.read(31, 33), values[31:33])
-
-
-# ---- the file as a whole: its name, its temporary, its folder
-
-
-def test_an_existing_file_is_kept_unless_told(tmp_path: Path) -> None:
-    path = tmp_path / "a.latent"
-    path.write_text("precious")
-    with pytest.raises(OutputError, match="pass -y to overwrite"):
-        LatentWriter(path, 4, 3, 5)
-    with pytest.raises(ZeroDivisionError), LatentWriter(path, 4, 3, 5, overwrite=True) as writer:
-        writer.append(latents(1))
-        raise ZeroDivisionError
-    assert path.read_text() == "precious" and os.listdir(tmp_path) == ["a.latent"]
-    write(path, overwrite=True)
-    read_everything(path)
-
-
-def test_a_file_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
-    path = tmp_path / "a.latent"
-    with LatentWriter(path, 4, 3, 5) as writer:
-        writer.append(latents(1))
-        path.write_text("precious")
-        with pytest.raises(OutputError, match="exists already"):
-            writer.close({}, {})
-    assert path.read_text() == "precious" and os.listdir(tmp_path) == ["a.latent"]
-
-
-def test_two_writers_of_one_file_do_not_mix(tmp_path: Path) -> None:
-    path = tmp_path / "a.latent"
-    first, second = LatentWriter(path, 4, 3, 5, overwrite=True), LatentWriter(path, 4, 3, 5, overwrite=True)
-    first.append(latents(2, seed=1))
-    second.append(latents(3, seed=2))
-    with pytest.raises(OutputError, match="another process"):
-        first.close({}, {})
-    second.close({}, {})
-    with LatentReader(path) as reader:
-        assert reader.verify() == [] and reader.shape[0] == 3
-    assert os.listdir(tmp_path) == ["a.latent"]
-
-
-def test_leaving_without_close_leaves_nothing(tmp_path: Path) -> None:
-    with LatentWriter(tmp_path / "a.latent", 4, 3, 5) as writer:
-        writer.append(latents(1))
-        assert os.listdir(tmp_path) == [".a.latent.part"]
-    assert os.listdir(tmp_path) == []
-
-
-def test_what_a_crash_leaves_is_never_taken_for_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "a.latent"
-    process = os.fork()
-    if process == 0:
-        try:
-            writer = LatentWriter(path, 4, 3, 5)
-            for _ in range(300):
-                writer.append(latents(4))
-            os._exit(9)
-        finally:
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
-    part = tmp_path / ".a.latent.part"
-    assert not path.exists() and part.stat().st_size > 100_000
-    with pytest.raises(LatentFileError):
-        LatentReader(part)
-    with pytest.raises(safetensors.SafetensorError):
-        safetensors.torch.load_file(part)
-    write(path)  # the next run takes no notice of it, and cleans up
-    read_everything(path)
-    assert os.listdir(tmp_path) == ["a.latent"]
-
-
-def test_places_that_cannot_be_written(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="folder .*missing does not exist"):
-        LatentWriter(tmp_path / "missing" / "a.latent", 4, 3, 5)
-    with pytest.raises(OutputError, match="is a folder"):
-        LatentWriter(tmp_path, 4, 3, 5, overwrite=True)
-    with pytest.raises(OutputError, match="not a regular file"):
-        LatentWriter("/dev/null", 4, 3, 5, overwrite=True)
-    with pytest.raises(OutputError, match="cannot be written"):
-        LatentWriter(tmp_path / ("x" * 255), 4, 3, 5)
-    assert os.listdir(tmp_path) == []
-
-
-def test_no_permission(tmp_path: Path) -> None:
-    folder = tmp_path / "locked"
-    folder.mkdir()
-    folder.chmod(0o500)
-    was_root = os.geteuid() == 0
-    if was_root:  # root may write anywhere
-        tmp_path.parent.parent.chmod(0o755), tmp_path.parent.chmod(0o755), tmp_path.chmod(0o755), folder.chmod(0o555)
-        os.seteuid(65534)
-    try:
-        with pytest.raises(OutputError, match="permission"):
-            LatentWriter(folder / "a.latent", 4, 3, 5)
-    finally:
-        if was_root:
-            os.seteuid(0)
-    assert os.listdir(folder) == []
-
-
-def test_a_link_keeps_being_a_link(tmp_path: Path) -> None:
-    (tmp_path / "disk").mkdir()
-    link = tmp_path / "a.latent"
-    link.symlink_to(tmp_path / "disk" / "real.latent")
-    write(link)
-    assert link.is_symlink() and is_latent_file(tmp_path / "disk" / "real.latent")
-
-
-def test_a_disk_that_takes_no_more(tmp_path: Path) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
-    try:
-        with pytest.raises(OutputError, match="cannot be written"), LatentWriter(tmp_path / "a.latent", 4, 3, 5) as writer:
-            for _ in range(1000):
-                writer.append(latents(4))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert os.listdir(tmp_path) == []
-
-
-def test_no_space_at_the_last_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OutputError, match="no space is left"):
-        write(tmp_path / "a.latent")
-    assert os.listdir(tmp_path) == []
-
-
-def test_misuse_of_the_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(safetensors_header, "HEADER_LIMIT", 20_000)
-    with pytest.raises(UsageError, match="float8"):
-        LatentWriter(tmp_path / "a.latent", 4, 3, 5, dtype="float8")
-    with LatentWriter(tmp_path / "a.latent", 4, 3, 5) as writer:
-        with pytest.raises(UsageError, match="No latent frame"):
-            writer.close({}, {})
-        for wrong in (latents(0), latents(2, (4, 5, 3)), latents(1)[0]):
-            with pytest.raises(UsageError, match=r"append \[t, 4, 3, 5\]"):
-                writer.append(wrong)
-        writer.append(latents(1))
-        with pytest.raises(UsageError, match="'latents' belongs"):
-            writer.close({}, {"latents": latents(1)})
-        with pytest.raises(UsageError, match="'format' belongs"):
-            writer.close({"format": "x"}, {})
-        with pytest.raises(UsageError, match="complex64"):
-            writer.close({}, {"a": np.zeros(1, np.complex64)})
-        with pytest.raises(UsageError, match="put it into a tensor"):
-            writer.close({"a": "x" * 20_000}, small_tensors())
-        assert os.listdir(tmp_path) == [".a.latent.part"]
-        writer.close(METADATA, small_tensors())  # none of this spoiled the file
-    read_everything(tmp_path / "a.latent")
 
 
 # ---- damage
@@ -438,6 +215,8 @@ def test_a_damaged_small_tensor_is_named_and_the_rest_is_read(tmp_path: Path) ->
         with pytest.raises(LatentFileError, match="'sidecar' does not match"):
             reader.tensor("sidecar")
         with pytest.raises(LatentFileError, match="'sidecar' does not match"):
+            reader.open_tensor("sidecar")
+        with pytest.raises(LatentFileError, match="'sidecar' does not match"):
             reader.verify()
 
 
@@ -445,10 +224,12 @@ def test_damage_after_opening_is_found(tmp_path: Path, sound: bytes) -> None:
     path = tmp_path / "a.latent"
     path.write_bytes(sound)
     with LatentReader(path) as reader:
-        with open(path, "r+b") as file:
-            file.truncate(len(sound) - 1)
+        file = reader.open_tensor("sidecar")
+        os.truncate(path, len(sound) - 1)
         with pytest.raises(LatentFileError, match="cut off"):
             reader.verify()
+        with pytest.raises(LatentFileError, match="cut off"):
+            file.read()
 
 
 def test_what_is_refused_at_opening(tmp_path: Path, sound: bytes) -> None:

@@ -1,17 +1,23 @@
 """Sound and subtitles: the same packets at the same times on the other side."""
 
 import io
+import os
+import resource
+import subprocess
+import sys
+import wave
 from fractions import Fraction
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import numpy as np
 import pytest
 from clips import moving_pictures, sound_packets, write_sine, write_video
 
-from cvvae_cli.errors import VideoError
-from cvvae_cli.sidecar import _decode_times, _encode_times
-from cvvae_cli.video_io import VideoReader, VideoWriter, read_sidecar
+from cvvae_cli.errors import OutputError, VideoError
+from cvvae_cli.latent_writer import LatentWriter
+from cvvae_cli.video_io import VideoReader, VideoWriter, write_sidecar
 
 BASE = Fraction(1, 12800)
 
@@ -27,7 +33,12 @@ def clip(tmp_path_factory: pytest.TempPathFactory, pictures: list[np.ndarray]) -
     return write_video(tmp_path_factory.mktemp("clips") / "clip.mp4", pictures, sound_seconds=1.5)
 
 
-def copy(path: Path, pictures: list[np.ndarray], sidecar: bytes | None, **options: object) -> VideoWriter:
+def sidecar_of(path: Path, start: float = 0.0, stop: float | None = None) -> BinaryIO | None:
+    file = io.BytesIO()
+    return file if write_sidecar(path, file, start, stop) else None
+
+
+def copy(path: Path, pictures: list[np.ndarray], sidecar: BinaryIO | None, **options: object) -> VideoWriter:
     with VideoWriter(path, 64, 48, Fraction(25), BASE, sidecar=sidecar, **options) as writer:
         for index, picture in enumerate(pictures):
             writer.write(picture, index * 512, 512)
@@ -42,10 +53,10 @@ def test_packets_come_back_bit_for_bit_at_the_same_times(tmp_path: Path, clip: P
     source = sound_packets(clip)
     assert source[0][0] < 0, "the encoder's delay comes before zero"
     for name in ("a.mp4", "a.mov"):
-        writer = copy(tmp_path / name, pictures, read_sidecar(clip))
+        writer = copy(tmp_path / name, pictures, sidecar_of(clip))
         assert sound_packets(tmp_path / name) == source
         assert writer.notes == []
-    copy(tmp_path / "a.mkv", pictures, read_sidecar(clip))
+    copy(tmp_path / "a.mkv", pictures, sidecar_of(clip))
     back = sound_packets(tmp_path / "a.mkv")
     assert [data for _, data in back] == [data for _, data in source]
     assert np.abs(np.subtract(times(back), times(source))).max() < 0.001
@@ -54,17 +65,19 @@ def test_packets_come_back_bit_for_bit_at_the_same_times(tmp_path: Path, clip: P
 
 
 def test_the_sidecar_is_a_file_that_players_open(clip: Path) -> None:
-    sidecar = read_sidecar(clip)
-    with av.open(io.BytesIO(sidecar)) as container:
+    sidecar = sidecar_of(clip)
+    size = sidecar.seek(0, os.SEEK_END)
+    sidecar.seek(0)
+    with av.open(sidecar) as container:
         assert container.format.name.startswith("matroska")
         assert [stream.codec_context.name for stream in container.streams] == ["aac"]
         assert sum(frame.samples for frame in container.decode(audio=0)) > 1.4 * 44100
-    assert len(sidecar) < 1.3 * sum(len(data) for _, data in sound_packets(clip)) + 2000
+    assert size < 1.3 * sum(len(data) for _, data in sound_packets(clip)) + 2000
 
 
 def test_sound_is_interleaved_with_pictures(tmp_path: Path, clip: Path, pictures: list[np.ndarray]) -> None:
     path = tmp_path / "a.mp4"
-    copy(path, pictures, read_sidecar(clip), encoder_options={"tune": "zerolatency"})
+    copy(path, pictures, sidecar_of(clip), encoder_options={"tune": "zerolatency"})
     with av.open(str(path)) as container:
         order = [(p.pos, float(p.dts * p.time_base)) for p in container.demux() if p.size]
     order.sort()
@@ -75,7 +88,7 @@ def test_sound_is_interleaved_with_pictures(tmp_path: Path, clip: Path, pictures
 def test_a_span_takes_its_packets_and_origin_moves_them(tmp_path: Path, clip: Path, pictures: list[np.ndarray]) -> None:
     source = sound_packets(clip)
     wanted = [(time, data) for time, data in source if Fraction(2, 5) <= time < Fraction(4, 5)]
-    sidecar = read_sidecar(clip, start=0.4, stop=0.8)
+    sidecar = sidecar_of(clip, start=0.4, stop=0.8)
     path = tmp_path / "a.mp4"
     with VideoWriter(path, 64, 48, Fraction(25), BASE, sidecar=sidecar, time_origin=Fraction(2, 5)) as writer:
         for index in range(10, 20):
@@ -88,14 +101,14 @@ def test_a_span_takes_its_packets_and_origin_moves_them(tmp_path: Path, clip: Pa
 
 
 def test_no_sound_is_none(tmp_path: Path, clip: Path, pictures: list[np.ndarray]) -> None:
-    assert read_sidecar(write_video(tmp_path / "silent.mp4", pictures[:2])) is None
-    assert read_sidecar(clip, start=50) is None
+    assert sidecar_of(write_video(tmp_path / "silent.mp4", pictures[:2])) is None
+    assert sidecar_of(clip, start=50) is None
     with pytest.raises(VideoError, match="does not exist"):
-        read_sidecar(tmp_path / "none.mp4")
+        sidecar_of(tmp_path / "none.mp4")
 
 
 def test_what_a_container_cannot_hold_is_encoded_anew(tmp_path: Path, clip: Path, pictures: list[np.ndarray]) -> None:
-    writer = copy(tmp_path / "a.webm", pictures, read_sidecar(clip))
+    writer = copy(tmp_path / "a.webm", pictures, sidecar_of(clip))
     assert len(writer.notes) == 1 and "libopus" in writer.notes[0]
     with av.open(str(tmp_path / "a.webm")) as container:
         sound = container.streams.audio[0]
@@ -104,7 +117,7 @@ def test_what_a_container_cannot_hold_is_encoded_anew(tmp_path: Path, clip: Path
         heard = np.concatenate([frame.to_ndarray()[0] for frame in frames])
         assert abs(len(heard) / frames[0].sample_rate - 1.5) < 0.06
         assert 0.5 < np.sqrt(np.mean(heard[2000:60000] ** 2)) < 0.9  # a sine's 0.71
-    assert copy(tmp_path / "a.png", pictures[:1], read_sidecar(clip)).notes
+    assert copy(tmp_path / "a.png", pictures[:1], sidecar_of(clip)).notes
 
 
 def subtitled(path: Path, pictures: list[np.ndarray]) -> Path:
@@ -134,7 +147,7 @@ def subtitled(path: Path, pictures: list[np.ndarray]) -> Path:
 
 def test_subtitles_travel_with_their_language_or_are_named(tmp_path: Path, pictures: list[np.ndarray]) -> None:
     source = subtitled(tmp_path / "s.mkv", pictures)
-    sidecar = read_sidecar(source)
+    sidecar = sidecar_of(source)
     writer = copy(tmp_path / "a.mkv", pictures, sidecar)
     for kind in ("subtitle", "audio"):
         assert sound_packets(source, kind)
@@ -149,21 +162,91 @@ def test_subtitles_travel_with_their_language_or_are_named(tmp_path: Path, pictu
 
 def test_a_damaged_sidecar_is_an_error(tmp_path: Path, pictures: list[np.ndarray]) -> None:
     with pytest.raises(VideoError, match="sound"):
-        copy(tmp_path / "a.mp4", pictures, b"not a sidecar at all" * 40)
+        copy(tmp_path / "a.mp4", pictures, io.BytesIO(b"not a sidecar at all" * 40))
     assert not list(tmp_path.iterdir())
 
 
-def test_times_are_exact_through_the_table() -> None:
-    rng = np.random.default_rng(0)
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as output:
-        write_sine(output, output.add_stream("aac", rate=44100, layout="mono"), 0.5)
-    with av.open(io.BytesIO(buffer.getvalue())) as container:
-        packets = [packet for packet in container.demux(audio=0) if packet.size]
-    moments = np.cumsum(rng.integers(900, 1100, len(packets))) - 5000
-    for packet, pts in zip(packets, moments, strict=True):
-        packet.pts = packet.dts = int(pts)
-        packet.duration = int(rng.integers(0, 3))
-    time_base, decoded = _decode_times(_encode_times(packets, False))
-    assert time_base == Fraction(1, 44100)
-    assert list(decoded) == [(packet.pts, packet.duration) for packet in packets]
+def test_streams_stored_one_after_the_other_come_back(tmp_path: Path, pictures: list[np.ndarray]) -> None:
+    """Beyond the ten seconds in which the muxer puts streams in order nothing may be lost either."""
+    source = tmp_path / "s.mkv"
+    with av.open(str(source), "w", options={"max_interleave_delta": "1"}) as output:
+        for stream in [output.add_stream("aac", rate=44100, layout="mono") for _ in range(2)]:
+            write_sine(output, stream, 12)
+    with av.open(str(source)) as container:
+        order = [packet.stream_index for packet in container.demux() if packet.size]
+        assert sum(a != b for a, b in zip(order, order[1:])) < 100, "the streams are not apart"
+        wanted = stream_packets(source)
+    for name in ("a.mkv", "a.mp4"):
+        copy(tmp_path / name, pictures, sidecar_of(source))
+        back = stream_packets(tmp_path / name)
+        assert [[data for _, data in packets] for packets in back] == [[data for _, data in packets] for packets in wanted]
+        for packets, again in zip(wanted, back, strict=True):
+            assert np.abs(np.subtract(times(packets), times(again))).max() < 0.001
+
+
+def stream_packets(path: Path) -> list[list[tuple[Fraction, bytes]]]:
+    """As `clips.sound_packets`, of every audio stream."""
+    with av.open(str(path)) as container:
+        found = {stream.index: [] for stream in container.streams.audio}
+        for packet in container.demux(container.streams.audio):
+            if packet.size:
+                found[packet.stream_index].append((packet.pts * packet.time_base, bytes(packet)))
+        return list(found.values())
+
+
+def test_a_full_disk_is_said_and_cleaned_up(tmp_path: Path) -> None:
+    source = write_wave(tmp_path / "s.wav", 1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OutputError, match="a.latent cannot be written: File too large"):
+            with LatentWriter(tmp_path / "a.latent", 1, 1, 1) as writer, writer.scratch_file() as file:
+                write_sidecar(source, file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert os.listdir(tmp_path) == ["s.wav"]
+
+
+def write_wave(path: Path, mebibytes: int) -> Path:
+    """Noise, 48 kHz, two channels of 16 bits: 5.5 s in a mebibyte."""
+    block = np.random.default_rng(0).bytes(2**20)
+    with wave.open(str(path), "wb") as file:
+        file.setparams((2, 2, 48000, 0, "NONE", ""))
+        for _ in range(mebibytes):
+            file.writeframes(block)
+    return path
+
+
+THERE_AND_BACK = """
+import re, sys
+from fractions import Fraction
+import numpy as np
+from cvvae_cli.latent_file import LatentReader
+from cvvae_cli.latent_writer import LatentWriter
+from cvvae_cli.video_io import VideoWriter, write_sidecar
+
+source, latents, output = sys.argv[1:]
+with LatentWriter(latents, 1, 1, 1) as writer, writer.scratch_file() as file:
+    writer.append(np.zeros((1, 1, 1, 1), np.float32))
+    assert write_sidecar(source, file)
+    writer.close({}, {"sidecar": file})
+with LatentReader(latents) as reader:
+    with VideoWriter(output, 16, 16, Fraction(1), Fraction(1), sidecar=reader.open_tensor("sidecar")) as writer:
+        writer.write(np.zeros((16, 16, 3), np.uint8), 0, 1)
+print(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1])
+"""
+"""Prints its peak of resident memory, KiB; the kernel's `ru_maxrss` would count this test's own memory too."""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux to tell the peak")
+def test_memory_does_not_depend_on_the_length_of_the_sound(tmp_path: Path) -> None:
+    peaks = []
+    for mebibytes in (4, 84):
+        paths = [write_wave(tmp_path / "s.wav", mebibytes), tmp_path / "s.latent", tmp_path / "s.mkv"]
+        command = [sys.executable, "-c", THERE_AND_BACK, *map(str, paths)]
+        ran = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
+        assert all(path.stat().st_size > mebibytes * 2**20 for path in paths)
+        peaks.append(int(ran.stdout) / 2**10)
+        for path in paths:
+            path.unlink()
+    assert peaks[1] < peaks[0] + 20, peaks

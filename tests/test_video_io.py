@@ -1,9 +1,11 @@
 """The reader against clips whose every pixel and timestamp is known."""
 
+import gc
 import json
 import struct
 import subprocess
 import sys
+import weakref
 import zlib
 from fractions import Fraction
 from itertools import pairwise
@@ -64,6 +66,20 @@ def test_start_is_exact_between_keyframes(clip: Path, pictures: list[np.ndarray]
 def test_max_frames_stops_and_keeps_durations(clip: Path) -> None:
     with VideoReader(clip, max_frames=3) as reader:
         assert [(frame.pts, frame.duration) for frame in reader] == [(0, TICKS), (TICKS, TICKS), (2 * TICKS, TICKS)]
+
+
+def test_a_closed_reader_is_gone_without_the_garbage_collector(clip: Path) -> None:
+    """Its decoder has threads; freed later, in a forked child that lacks them, it would hang or crash."""
+    gc.collect()
+    gc.disable()
+    try:
+        with VideoReader(clip) as reader:
+            next(iter(reader))
+        gone = weakref.ref(reader)
+        del reader
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_start_without_an_index_reads_from_the_beginning(tmp_path: Path, pictures: list[np.ndarray]) -> None:

@@ -194,7 +194,7 @@ def test_impossible_wishes_are_refused(tmp_path: Path, name: str, options: dict,
 def test_outputs_are_not_replaced_unasked(tmp_path: Path, pictures: list[np.ndarray]) -> None:
     path = tmp_path / "a.mp4"
     path.write_bytes(b"precious")
-    with pytest.raises(OutputError, match="exists"):
+    with pytest.raises(OutputError, match=r"exists already; pass -y \(overwrite=True in Python\)"):
         write(path, pictures)
     assert path.read_bytes() == b"precious"
     write(path, pictures, overwrite=True)
@@ -204,6 +204,8 @@ def test_outputs_are_not_replaced_unasked(tmp_path: Path, pictures: list[np.ndar
         write(tmp_path / "d.mp4", pictures)
     with pytest.raises(OutputError, match="does not exist"):
         write(tmp_path / "none" / "a.mp4", pictures)
+    with pytest.raises(OutputError, match="cannot be written"):
+        write(tmp_path / ("x" * 250 + ".mp4"), pictures)  # its hidden name is too long
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, ValueError])

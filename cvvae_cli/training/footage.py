@@ -5,7 +5,6 @@ file and decodes, `ArrayStretch` maps an array of the cache. `prepare` finds out
 run does not meet the others. How windows are drawn is unknown here.
 """
 
-import gc
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,12 +23,6 @@ _LONGER = 1.1
 
 _SPARE_FRAMES = 2
 """Lengths that containers state are off by a frame or two; stretches do not reach for the last ones."""
-
-# A closed reader is part of a reference cycle and keeps its decoder until the collector comes by. In a forked worker that
-# would end in a hang or a crash, because freeing a decoder waits for threads, which only the parent has.
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=gc.collect)
-
 
 @dataclass(frozen=True)
 class FileStretch:

@@ -1,0 +1,313 @@
+"""Writing latent files as a stream.
+
+What the bytes mean is said in `latent_file`, which reads them. This module knows neither models nor video, and
+does not import torch.
+"""
+
+import contextlib
+import errno
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from xxhash import xxh3_64, xxh3_64_intdigest
+
+from cvvae_cli.errors import LatentFileError, OutputError, UsageError
+from cvvae_cli.latent_file import BLOCK, LATENT_DTYPES
+from cvvae_cli.safetensors_header import ALIGNMENT, NUMPY_TYPES, OWN_METADATA, describe, make_header, to_stored
+
+HEADER_RESERVE = 16 * 1024
+"""Bytes kept free at the front for the header and its length; the payload then starts at a page."""
+
+_EXPONENT_BITS = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000}
+"""All set in infinities and NaN, and in nothing else."""
+_NAMES = {np.dtype(code): name for name, code in NUMPY_TYPES.items() if name != "BF16"}
+_OWN_TENSORS = {"latents", "chunk_end", "chunk_xxh3", "_pad", "__metadata__"}
+
+
+class LatentWriter:
+    """Writes a latent file chunk by chunk, under a hidden name beside the target until it is complete.
+
+    As a context manager it removes the unfinished file unless `close` was reached. Memory: one chunk in the
+    file's dtype, 16 bytes per chunk, and blocks of 1 MiB of what is stored from a file.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike, channels: int, height: int, width: int, dtype: str = "float16", overwrite: bool = False
+    ) -> None:
+        """Opens the hidden file.
+
+        Args:
+            path: the target; a link is followed.
+            channels: z, >= 1.
+            height, width: of the latent grid in cells, >= 1.
+            dtype: what the latents are stored as: "float16", "float32" or "bfloat16".
+            overwrite: whether an existing file may be replaced (at `close`, and not before).
+
+        Raises:
+            UsageError: unknown dtype.
+            OutputError: the target exists, is a folder or a device, or cannot be written.
+        """
+        if dtype not in LATENT_DTYPES:
+            raise UsageError(f"Latent dtype {dtype!r} is unknown; pass --latent-dtype {', '.join(LATENT_DTYPES)}.")
+        self._shown = os.fspath(path)
+        self._target = Path(os.path.realpath(path))
+        self._part = self._target.with_name(f".{self._target.name}.part")
+        self._overwrite = overwrite
+        self._dtype = LATENT_DTYPES[dtype]
+        self._frame_shape = (channels, height, width)
+        self._ends: list[int] = []
+        self._sums: list[int] = []
+        self._file: BinaryIO | None = None
+        try:
+            self._check_target()
+            # A file of this name is left from a crash. Unlinking it, rather than truncating, keeps two writers
+            # of one target apart: each has a file of its own, and the first finds its name taken at `close`.
+            self._part.unlink(missing_ok=True)
+            self._file = open(self._part, "xb+")
+            self._file.write(b"\0" * HEADER_RESERVE)
+        except OSError as error:
+            self.abort()
+            raise _output_error(self._shown, error) from error
+        except BaseException:
+            self.abort()
+            raise
+
+    @property
+    def latent_frames(self) -> int:
+        """Latent frames appended so far."""
+        return self._ends[-1] if self._ends else 0
+
+    def append(self, latents: np.ndarray) -> None:
+        """Appends one chunk.
+
+        Args:
+            latents: float32 [t, z, h, w] with t >= 1, unscaled; z, h, w as at the opening. A reader that
+                wants one latent frame of a chunk reads the whole chunk, to check it.
+
+        Raises:
+            UsageError: another shape.
+            LatentFileError: a value is not finite, or not in the file's dtype; nothing is written then.
+            OutputError: no space, or another failure of the disk.
+        """
+        if latents.ndim != 4 or latents.shape[1:] != self._frame_shape or len(latents) == 0:
+            wanted = ", ".join(map(str, self._frame_shape))
+            raise UsageError(f"Latents {list(latents.shape)} do not fit this file; append [t, {wanted}] with t >= 1.")
+        stored = to_stored(latents, self._dtype)
+        self._check_finite(latents, stored)
+        self._write(stored)
+        self._ends.append(self.latent_frames + len(stored))
+        self._sums.append(xxh3_64_intdigest(stored))
+
+    @contextlib.contextmanager
+    def scratch_file(self) -> Iterator[BinaryIO]:
+        """An empty file without a name on the target's disk, for a tensor that is too large for memory.
+
+        It is gone when the context is left.
+
+        Raises:
+            OutputError: it cannot be made, or an OSError came out of the context.
+        """
+        try:
+            with tempfile.TemporaryFile(dir=self._target.parent) as file:
+                yield file
+        except OSError as error:
+            self.abort()
+            raise _output_error(self._shown, error) from error
+
+    def close(self, metadata: dict[str, str], tensors: Mapping[str, np.ndarray | BinaryIO]) -> None:
+        """Writes the small tensors and the header, and gives the file its name.
+
+        Args:
+            metadata: strings for the header; lone surrogates become "?".
+            tensors: small tensors by name, e.g. int64 `pts` [F]; any numpy dtype that safetensors has. A file, open
+                for reading and seeking, stands for the uint8 tensor of all its bytes and may be large.
+
+        Raises:
+            UsageError: no chunk was appended, or a name or dtype that this file cannot hold.
+            OutputError: the file cannot be completed; the hidden file is removed.
+        """
+        self._check_content(metadata, tensors)
+        payload = self.latent_frames * math.prod(self._frame_shape) * np.dtype(NUMPY_TYPES[self._dtype]).itemsize
+        table = {"chunk_end": np.array(self._ends, np.int64), "chunk_xxh3": np.array(self._sums, np.uint64)}
+        pad = {"_pad": np.zeros(-payload % ALIGNMENT, np.uint8)} if payload % ALIGNMENT else {}
+        small = {name: _SmallTensor.of(source) for name, source in {**table, **tensors, **pad}.items()}
+        # The padding first, then wide types before narrow ones: every tensor is aligned to its type.
+        ordered = sorted(small.items(), key=lambda item: (item[0] != "_pad", -item[1].itemsize))
+        entries = {"latents": describe(self._dtype, (self.latent_frames, *self._frame_shape), 0, payload)}
+        end = payload
+        for name, tensor in ordered:
+            entries[name] = describe(tensor.dtype, tensor.shape, end, end + tensor.nbytes)
+            end += tensor.nbytes
+        unknown = {name: "0" * 16 for name, _ in ordered}
+        make_header(metadata, unknown, entries, HEADER_RESERVE)  # too much metadata is refused before anything is written
+        sums = {name: self._copy(tensor) for name, tensor in ordered}
+        header = make_header(metadata, sums, entries, HEADER_RESERVE)
+        try:
+            self._finish(header, end)
+        except OSError as error:
+            self.abort()
+            raise _output_error(self._shown, error) from error
+        except BaseException:
+            self.abort()
+            raise
+
+    def abort(self) -> None:
+        """Closes and removes the hidden file; does nothing after `close`."""
+        if self._file is None:
+            return
+        with contextlib.suppress(OSError):
+            if self._owns_part():
+                self._part.unlink()
+        with contextlib.suppress(OSError):
+            self._file.close()
+        self._file = None
+
+    def __enter__(self) -> "LatentWriter":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.abort()
+
+    def _finish(self, header: bytes, data_bytes: int) -> None:
+        assert self._file is not None
+        shift = len(header) - HEADER_RESERVE
+        # A header beyond the reserve: the data moves up, last block first, so that nothing is overwritten unread.
+        for start in reversed(range(0, data_bytes if shift else 0, BLOCK)):
+            self._file.seek(HEADER_RESERVE + start)
+            block = self._file.read(min(BLOCK, data_bytes - start))
+            self._file.seek(HEADER_RESERVE + start + shift)
+            self._file.write(block)
+        self._file.seek(0)
+        self._file.write(header)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._check_target()
+        if not self._owns_part():
+            raise OutputError(f"{self._shown} is being written by another process too; give each its own output.")
+        os.replace(self._part, self._target)
+        self._file.close()
+        self._file = None
+        with contextlib.suppress(OSError):  # some network file systems cannot sync a folder
+            folder = os.open(self._target.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+    def _copy(self, tensor: "_SmallTensor") -> str:
+        """Writes a small tensor and returns its checksum."""
+        digest = xxh3_64()
+        for block in tensor.blocks():
+            digest.update(block)
+            self._write(block)
+        return digest.hexdigest()
+
+    def _write(self, data: np.ndarray | bytes) -> None:
+        assert self._file is not None, "the writer is closed"
+        try:
+            self._file.write(data)
+        except OSError as error:
+            self.abort()
+            raise _output_error(self._shown, error) from error
+
+    def _owns_part(self) -> bool:
+        assert self._file is not None
+        try:
+            return os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._part))
+        except FileNotFoundError:
+            return False
+
+    def _check_target(self) -> None:
+        if not self._target.parent.is_dir():
+            raise OutputError(f"{self._shown} cannot be written: the folder {self._target.parent} does not exist; make it first.")
+        if self._target.is_dir():
+            raise OutputError(f"{self._shown} is a folder; name a file in it.")
+        if self._target.exists():
+            if not self._target.is_file():
+                raise OutputError(f"{self._shown} is not a regular file; name another output.")
+            if not self._overwrite:
+                raise OutputError(f"{self._shown} exists already; pass -y (overwrite=True in Python) to replace it.")
+
+    def _check_finite(self, latents: np.ndarray, stored: np.ndarray) -> None:
+        mask = _EXPONENT_BITS[self._dtype]
+        bad = (stored.view(f"u{stored.itemsize}") & mask) == mask
+        if not bad.any():
+            return
+        first = tuple(np.argwhere(bad)[0])
+        frame, value = self.latent_frames + int(first[0]), float(latents[first])
+        if math.isfinite(value):
+            wider = "float32" if self._dtype == "BF16" else "float32 (or bfloat16)"
+            raise LatentFileError(
+                f"Latent frame {frame} holds {value:.6g}, too large for the file's {self._dtype}; pass --latent-dtype {wider}."
+            )
+        raise LatentFileError(
+            f"Latent frame {frame} holds {value}, which is not finite, so the network itself overflowed; "
+            "encode again with --dtype float32 --latent-dtype float32."
+        )
+
+    def _check_content(self, metadata: dict[str, str], tensors: Mapping[str, np.ndarray | BinaryIO]) -> None:
+        taken = sorted((OWN_METADATA & set(metadata)) | (_OWN_TENSORS & set(tensors)))
+        if taken:
+            raise UsageError(f"The name {taken[0]!r} belongs to the latent file itself; choose another one.")
+        for name, tensor in tensors.items():
+            if isinstance(tensor, np.ndarray) and tensor.dtype.newbyteorder("<") not in _NAMES:
+                known = ", ".join(map(str, _NAMES))
+                raise UsageError(f"Tensor {name!r} is {tensor.dtype}, which the file cannot hold; pass {known}.")
+        if not self._ends:
+            raise UsageError("No latent frame was appended, so there is nothing to write; append at least one.")
+
+
+@dataclass(frozen=True, eq=False)
+class _SmallTensor:
+    """A tensor to be stored whole.
+
+    Attributes:
+        dtype: a key of `NUMPY_TYPES`.
+        shape: of the tensor.
+        source: its values, little-endian and contiguous, or a file of its bytes.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    source: np.ndarray | BinaryIO
+
+    @classmethod
+    def of(cls, source: np.ndarray | BinaryIO) -> "_SmallTensor":
+        if not isinstance(source, np.ndarray):
+            return cls("U8", (source.seek(0, os.SEEK_END),), source)
+        values = np.asarray(source, source.dtype.newbyteorder("<"), order="C")
+        return cls(_NAMES[values.dtype], values.shape, values)
+
+    @property
+    def itemsize(self) -> int:
+        return np.dtype(NUMPY_TYPES[self.dtype]).itemsize
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.itemsize
+
+    def blocks(self) -> Iterator[np.ndarray | bytes]:
+        """All the bytes, a file's in pieces."""
+        if isinstance(self.source, np.ndarray):
+            yield self.source
+            return
+        self.source.seek(0)
+        while block := self.source.read(BLOCK):
+            yield block
+
+
+def _output_error(path: str, error: OSError) -> OutputError:
+    reasons = {
+        errno.ENOSPC: "no space is left on the disk; free some or name another disk",
+        errno.EDQUOT: "the disk quota is used up; free some space or name another disk",
+        errno.EACCES: "permission was denied; choose a folder that you may write to",
+        errno.EPERM: "permission was denied; choose a folder that you may write to",
+        errno.EROFS: "the file system is read-only; choose another folder",
+    }
+    return OutputError(f"{path} cannot be written: {reasons.get(error.errno or 0, error.strerror or str(error))}.")
