@@ -19,10 +19,10 @@ _HOMES = {
     "save_model": "checkpoint",
     "encode_tensor": "codec",
     "decode_tensor": "codec",
-    "EncodeOptions": "transcode",
-    "DecodeOptions": "transcode",
-    "encode_file": "transcode",
-    "decode_file": "transcode",
+    "EncodeOptions": "encoding",
+    "DecodeOptions": "decoding",
+    "encode_file": "encoding",
+    "decode_file": "decoding",
     "LatentVideo": "latent_video",
     "check_latents": "roundtrip",
     "check_video": "roundtrip",
@@ -40,15 +40,15 @@ if TYPE_CHECKING:
     from cvvae_cli.config import CompactConfig as CompactConfig
     from cvvae_cli.config import CVVAEConfig as CVVAEConfig
     from cvvae_cli.config import Tiling as Tiling
+    from cvvae_cli.decoding import DecodeOptions as DecodeOptions
+    from cvvae_cli.decoding import decode_file as decode_file
+    from cvvae_cli.encoding import EncodeOptions as EncodeOptions
+    from cvvae_cli.encoding import encode_file as encode_file
     from cvvae_cli.errors import CvvaeError as CvvaeError
     from cvvae_cli.latent_video import LatentVideo as LatentVideo
     from cvvae_cli.roundtrip import check_latents as check_latents
     from cvvae_cli.roundtrip import check_video as check_video
     from cvvae_cli.roundtrip import roundtrip_file as roundtrip_file
-    from cvvae_cli.transcode import DecodeOptions as DecodeOptions
-    from cvvae_cli.transcode import EncodeOptions as EncodeOptions
-    from cvvae_cli.transcode import decode_file as decode_file
-    from cvvae_cli.transcode import encode_file as encode_file
 
 
 def __getattr__(name: str) -> object:

@@ -5,7 +5,7 @@ computed, so memory holds a chunk whatever the length. Tensors and files go thro
 module knows no command line and no metric.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -18,6 +18,13 @@ from cvvae_cli.geometry import SPATIAL_COMPRESSION_RATIO as CELL
 from cvvae_cli.geometry import chunk_stride, latent_frame_count
 from cvvae_cli.posterior import DiagonalGaussian
 from cvvae_cli.tiling import DECODE, ENCODE, Band, Network, assemble, cut_windows, run_chunks
+
+Progress = Callable[[int, int | None], None]
+"""Called with the frames done and the frames expected (None where nobody knows)."""
+
+
+def no_progress(done: int, total: int | None) -> None:
+    """Say nothing."""
 
 
 def encode_tensor(model: Autoencoder, x: Tensor, tiling: Tiling | None = None) -> Tensor:
@@ -123,6 +130,13 @@ def pad_to_cells(frames: Tensor) -> Tensor:
     if right:
         frames = torch.cat([frames, frames[..., -1:].expand(*frames.shape[:4], right)], dim=4)
     return frames
+
+
+def cropped_frames(pieces: Iterable[Tensor], height: int, width: int) -> Iterator[np.ndarray]:
+    """Single frames uint8 [H, W, 3] out of uint8 (1, 3, n, H', W') pieces."""
+    for piece in pieces:
+        for frame in piece[0].permute(1, 2, 3, 0).numpy():
+            yield np.ascontiguousarray(frame[:height, :width])
 
 
 def draw_latents(moments: Iterable[Tensor], seed: int | None) -> Iterator[Tensor]:

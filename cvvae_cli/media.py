@@ -4,6 +4,7 @@ Knows containers, streams and FFmpeg's errors. It does not know pixels, colour o
 """
 
 import errno
+import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from av.error import FFmpegError
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
-from cvvae_cli.errors import VideoError
+from cvvae_cli.errors import OutputError, VideoError
 
 MICROSECONDS = 1_000_000
 """FFmpeg's AV_TIME_BASE: containers give their start and duration in these units."""
@@ -115,3 +116,14 @@ def timeline_start(container: InputContainer) -> Fraction:
 def codec_name(stream: av.stream.Stream) -> str:
     """FFmpeg's name of a stream's codec ("aac", "subrip"), or "unknown" where it cannot be decoded."""
     return stream.codec_context.codec.canonical_name if stream.codec_context is not None else "unknown"
+
+
+def keep_inputs(output: str | Path, *inputs: str | Path) -> None:
+    """Refuse an output that is one of the inputs, whatever was said about overwriting.
+
+    Raises:
+        OutputError: so.
+    """
+    for path in inputs:
+        if os.path.exists(path) and os.path.exists(output) and os.path.samefile(path, output):
+            raise OutputError(f"{output} is an input too and would be lost; name another output.")

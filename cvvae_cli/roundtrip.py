@@ -15,22 +15,14 @@ import numpy as np
 import torch
 
 from cvvae_cli.autoencoder import Autoencoder
+from cvvae_cli.codec import Progress, no_progress
 from cvvae_cli.config import Tiling
+from cvvae_cli.decoding import DecodeOptions, DecodeReport, decode_file, decoded_frames
+from cvvae_cli.encoding import EncodeOptions, EncodeReport, encode_file
 from cvvae_cli.errors import QualityError
 from cvvae_cli.latent_video import LatentVideo, check_model
+from cvvae_cli.media import keep_inputs
 from cvvae_cli.metrics import Comparison, Quality
-from cvvae_cli.transcode import (
-    DecodeOptions,
-    DecodeReport,
-    EncodeOptions,
-    EncodeReport,
-    Progress,
-    decode_file,
-    decoded_frames,
-    encode_file,
-    keep_inputs,
-    no_progress,
-)
 from cvvae_cli.video_io import VideoReader, VideoWriter, probe
 
 

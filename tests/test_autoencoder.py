@@ -4,9 +4,8 @@ import pytest
 import torch
 from golden_weights import SMALL, golden_case, golden_state_dict, relative_error
 from safetensors.torch import save_file
-from torch import nn
-
 from tiny_model import TINY as TINY_COMPACT
+from torch import nn
 
 from cvvae_cli.autoencoder import Autoencoder
 from cvvae_cli.checkpoint import load_model

@@ -10,7 +10,6 @@ import torch
 from golden_weights import key_list, official_config
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
-
 from tiny_model import TINY as TINY_COMPACT
 
 from cvvae_cli import checkpoint, model_names

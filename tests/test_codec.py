@@ -1,6 +1,5 @@
 """Whole videos through chunks and tiles: the official modes against official tensors, streams against wholes."""
 
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,10 +8,18 @@ from golden_weights import golden_video
 from tiny_model import TINY
 
 from cvvae_cli.autoencoder import Autoencoder
-from cvvae_cli.codec import decode_frames, decode_tensor, draw_latents, encode_frames, encode_tensor, first_chunk_with, pad_to_cells, to_bytes
+from cvvae_cli.codec import (
+    decode_frames,
+    decode_tensor,
+    draw_latents,
+    encode_frames,
+    encode_tensor,
+    first_chunk_with,
+    pad_to_cells,
+    to_bytes,
+)
 from cvvae_cli.config import Tiling
 from cvvae_cli.errors import UsageError
-
 
 
 @pytest.fixture(scope="module")

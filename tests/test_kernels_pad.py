@@ -12,15 +12,14 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+import cvvae_kernels
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-import cvvae_kernels
 from cvvae_kernels import pad3d, pad3d_reference
 from cvvae_kernels.layout import PAD_MODES, memory_format_of
 from cvvae_kernels.plain import pad3d_differentiable, pad3d_plain
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FORMATS = [torch.contiguous_format, torch.channels_last_3d]

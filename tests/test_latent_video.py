@@ -12,11 +12,11 @@ from tiny_model import TINY, save_tiny_model
 
 from cvvae_cli.checkpoint import load_model
 from cvvae_cli.config import CompactConfig
+from cvvae_cli.encoding import EncodeOptions, encode_file
 from cvvae_cli.errors import LatentFileError, UsageError
 from cvvae_cli.latent_file import LatentReader
 from cvvae_cli.latent_video import LatentVideo, Times, check_model, recorded_model
 from cvvae_cli.latent_writer import LatentWriter
-from cvvae_cli.transcode import EncodeOptions, encode_file
 
 
 @pytest.fixture(scope="module")

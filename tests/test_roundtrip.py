@@ -7,10 +7,11 @@ from tiny_model import TINY, save_tiny_model
 
 from cvvae_cli.checkpoint import load_model
 from cvvae_cli.config import Tiling
+from cvvae_cli.decoding import DecodeOptions, decode_file
+from cvvae_cli.encoding import EncodeOptions, encode_file
 from cvvae_cli.errors import LatentFileError, OutputError, QualityError, UsageError, VideoError
 from cvvae_cli.latent_video import LatentVideo
 from cvvae_cli.roundtrip import check_latents, check_video, roundtrip_file
-from cvvae_cli.transcode import DecodeOptions, EncodeOptions, decode_file, encode_file
 
 PICTURES = moving_pictures(20, 61, 45)
 

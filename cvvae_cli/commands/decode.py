@@ -59,9 +59,10 @@ def decode(
     if against is not None:
         o.require_file(against, VideoError)
     o.require_free(output, overwrite)
+    from cvvae_cli.decoding import DecodeOptions, decode_file
     from cvvae_cli.latent_video import LatentVideo
+    from cvvae_cli.media import keep_inputs
     from cvvae_cli.roundtrip import SourceComparison
-    from cvvae_cli.transcode import DecodeOptions, decode_file, keep_inputs
 
     settings = DecodeOptions(start, frames, rate, audio, codec, crf, preset, pix_fmt, pairs, overwrite)
     loaded = o.model_of_latents(latents, model, revision, device, dtype)

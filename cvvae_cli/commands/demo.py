@@ -24,10 +24,11 @@ def demo(
 ) -> None:
     """Make a short clip, encode it, decode it, and compare: the whole tool in one go, offline."""
     reporter = Reporter(as_json, quiet)
+    from cvvae_cli.decoding import DecodeOptions
     from cvvae_cli.demo_clip import CUT, write_demo_clip
+    from cvvae_cli.encoding import EncodeOptions
     from cvvae_cli.errors import OutputError
     from cvvae_cli.roundtrip import roundtrip_file
-    from cvvae_cli.transcode import DecodeOptions, EncodeOptions
 
     try:
         folder.mkdir(parents=True, exist_ok=True)

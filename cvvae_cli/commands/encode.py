@@ -52,7 +52,7 @@ def encode(
         raise UsageError(f"Seed {seed} has no effect on the posterior's mean; pass --sample too or drop --seed.")
     o.require_file(source, VideoError)
     o.require_free(output, overwrite)
-    from cvvae_cli.transcode import EncodeOptions, encode_file
+    from cvvae_cli.encoding import EncodeOptions, encode_file
 
     drawn = (seed or 0) if sample else None
     settings = EncodeOptions(start, duration, frames, wanted, drawn, latent_dtype, audio, check, min_psnr, overwrite)

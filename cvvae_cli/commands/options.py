@@ -191,7 +191,7 @@ def known_model(model: str | None) -> str | None:
 
 def described(model: "Autoencoder") -> dict[str, str | None]:
     """The model, device and dtype that an answer in JSON names."""
-    from cvvae_cli.transcode import model_name
+    from cvvae_cli.encoding import model_name
 
     return {
         "model": model_name(model.identity) if model.identity else None,

@@ -42,8 +42,9 @@ def roundtrip(
     o.require_file(source, VideoError)
     for path in (output, latents):
         o.require_free(path, overwrite)
+    from cvvae_cli.decoding import DecodeOptions
+    from cvvae_cli.encoding import EncodeOptions
     from cvvae_cli.roundtrip import roundtrip_file
-    from cvvae_cli.transcode import DecodeOptions, EncodeOptions
 
     loaded = o.model_of(model, revision, device, dtype)
     with reporter.progress("encode", "decode") as progress:

@@ -13,9 +13,10 @@ from tiny_model import save_tiny_model
 from cvvae_cli.checkpoint import load_model
 from cvvae_cli.codec import decode_tensor, encode_tensor, to_bytes
 from cvvae_cli.config import Tiling
+from cvvae_cli.decoding import DecodeOptions, decode_file
+from cvvae_cli.encoding import EncodeOptions, encode_file
 from cvvae_cli.errors import LatentFileError, OutputError, QualityError, UsageError, VideoError
 from cvvae_cli.latent_file import LatentReader
-from cvvae_cli.transcode import DecodeOptions, EncodeOptions, decode_file, encode_file
 
 TICK = Fraction(1, 12800)
 PICTURES = moving_pictures(24, 61, 45)
@@ -25,7 +26,7 @@ PTS = [512 * sum(1 + i % 3 for i in range(n)) for n in range(24)]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("transcode")
+    folder = tmp_path_factory.mktemp("encoding")
     write_video(folder / "clip.mp4", PICTURES, pts=PTS, sound_seconds=2.5)
     encode_file(folder / "clip.mp4", folder / "clip.latent", model=tiny(folder))
     return folder

@@ -1,15 +1,13 @@
-"""Files in, files out: a video to a latent file, latents to a video.
+"""A video file to a latent file.
 
-What a latent file says about its video, its model and its making is written and read here (the JSON strings
-of its header); the bytes are `latent_writer`'s and `latent_file`'s, the computing is `codec`'s.
+What a latent file says about its video, its model and its making is written here (the JSON strings of its header)
+and read by `latent_video`; the bytes are `latent_writer`'s, the computing is `codec`'s.
 """
 
-import itertools
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -21,40 +19,19 @@ import torch
 from torch import Tensor
 
 from cvvae_cli.autoencoder import Autoencoder, ModelIdentity
-from cvvae_cli.codec import decode_frames, draw_latents, encode_frames, first_chunk_with, pad_to_cells
+from cvvae_cli.codec import Progress, cropped_frames, decode_frames, draw_latents, encode_frames, no_progress, pad_to_cells
 from cvvae_cli.config import Tiling, config_to_dict
-from cvvae_cli.errors import OutputError, QualityError, UsageError
-from cvvae_cli.geometry import TEMPORAL_COMPRESSION_RATIO as STEP
+from cvvae_cli.errors import QualityError, UsageError
 from cvvae_cli.geometry import cell_count
-from cvvae_cli.latent_video import LatentVideo, Times, check_model
 from cvvae_cli.latent_writer import LatentWriter
-from cvvae_cli.media import open_input, timeline_start
+from cvvae_cli.media import keep_inputs, open_input, timeline_start
 from cvvae_cli.metrics import Comparison, Quality
-from cvvae_cli.video_io import VideoReader, VideoWriter, write_sidecar
+from cvvae_cli.video_io import VideoReader, write_sidecar
 
-Progress = Callable[[int, int | None], None]
-"""Called with the frames done and the frames expected (None where nobody knows)."""
-
-LATENTS_PER_READ = 8
 LONGEST_DELAY = Fraction(1)
 """Seconds that a file may begin late (sound before pictures) and come back so; beyond it, its first moment is a
 broadcast's or recorder's clock, and the copy begins at 0."""
 TORCH_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-
-
-def no_progress(done: int, total: int | None) -> None:
-    """Say nothing."""
-
-
-def keep_inputs(output: str | Path, *inputs: str | Path) -> None:
-    """Refuse an output that is one of the inputs, whatever was said about overwriting.
-
-    Raises:
-        OutputError: so.
-    """
-    for path in inputs:
-        if os.path.exists(path) and os.path.exists(output) and os.path.samefile(path, output):
-            raise OutputError(f"{output} is an input too and would be lost; name another output.")
 
 
 def model_name(identity: ModelIdentity) -> str:
@@ -269,153 +246,9 @@ def _reader_notes(reader: VideoReader, run: _Encoding) -> tuple[str, ...]:
     cut = (f"The container counts {stated} frames, of which {found} could be read.",)
     short = run.to_end and not run.options.start and stated is not None and found < stated
     counts = (
-        (reader.broken_packets, "damaged packets were passed over"),
-        (reader.changed_frames, "frames of another size were scaled to the first frame's"),
-        (reader.repaired_times, "missing or falling timestamps were repaired"),
+        (reader.broken_packets, "damaged packet was", "damaged packets were", "passed over"),
+        (reader.changed_frames, "frame of another size was", "frames of another size were", "scaled to the first frame's"),
+        (reader.repaired_times, "missing or falling timestamp was", "missing or falling timestamps were", "repaired"),
     )
-    return tuple(f"{count} {what}." for count, what in counts if count) + (cut if short else ())
-
-
-def cropped_frames(pieces: Iterable[Tensor], height: int, width: int) -> Iterator[np.ndarray]:
-    """Single frames uint8 [H, W, 3] out of uint8 (1, 3, n, H', W') pieces."""
-    for piece in pieces:
-        for frame in piece[0].permute(1, 2, 3, 0).numpy():
-            yield np.ascontiguousarray(frame[:height, :width])
-
-
-@dataclass(frozen=True)
-class DecodeOptions:
-    """Attributes:
-    start: seconds from the beginning of the whole decoded video.
-    max_frames: at most so many frames; None decodes all.
-    frame_rate: constant rate that replaces the timestamps (the sound is left out then); None keeps them.
-    audio: write sound and subtitles where the latents carry them.
-    codec, crf, preset, pix_fmt, encoder_options: as `VideoWriter` takes them.
-    overwrite: an existing output may be replaced.
-    """
-
-    start: float = 0.0
-    max_frames: int | None = None
-    frame_rate: Fraction | None = None
-    audio: bool = True
-    codec: str | None = None
-    crf: float | None = None
-    preset: str | None = None
-    pix_fmt: str | None = None
-    encoder_options: tuple[tuple[str, str], ...] = ()
-    overwrite: bool = False
-
-
-@dataclass(frozen=True)
-class DecodeReport:
-    """Attributes:
-    frames, width, height: of the video written.
-    seconds: file to file, model loaded, without the observer's time.
-    notes: what could not be done exactly, a sentence each.
-    """
-
-    frames: int
-    width: int
-    height: int
-    seconds: float
-    notes: tuple[str, ...]
-
-    @property
-    def fps(self) -> float:
-        return self.frames / self.seconds
-
-
-def decode_file(
-    latents: str | Path | LatentVideo,
-    output: str | Path | None,
-    *,
-    model: Autoencoder,
-    tiling: Tiling | None = None,
-    options: DecodeOptions | None = None,
-    progress: Progress = no_progress,
-    observe: Callable[[np.ndarray], None] | None = None,
-) -> DecodeReport:
-    """Decode latents to a video file.
-
-    Args:
-        latents: a latent file, or what `latent_video` opened.
-        output: the video; the extension chooses the container. None decodes for `observe` alone.
-        model: the one that the latents belong to.
-        tiling: how to cut; None is how they were encoded.
-        options: what to write and how.
-        progress: called after every chunk.
-        observe: called with every frame, uint8 [H, W, 3], before the video codec.
-
-    Raises:
-        LatentFileError, OutputError, DeviceError, UsageError: nothing is left behind.
-    """
-    options = options or DecodeOptions()
-    began = perf_counter()
-    if not isinstance(latents, LatentVideo):
-        with LatentVideo.open(latents, model.config) as opened:
-            return decode_file(
-                opened, output, model=model, tiling=tiling, options=options, progress=progress, observe=observe
-            )
-    check_model(latents, model)
-    if output is not None:
-        keep_inputs(output, latents.path)
-    first, stop = latents.span(options.start, options.max_frames, options.frame_rate)
-    times, notes, observing = latents.times(options.frame_rate), [], 0.0
-    if options.audio and options.frame_rate is not None and latents.has_sidecar:
-        notes.append("The sound is left out, because --fps changes the timing.")
-    with ExitStack() as stack:
-        writer = None
-        if output is not None:
-            writer = stack.enter_context(_video_writer(latents, output, times, (first, stop), options))
-        stack.enter_context(torch.inference_mode())
-        for index, frame in enumerate(decoded_frames(latents, model, tiling, first, stop), first):
-            if writer:
-                writer.write(frame, int(times.pts[index]), int(times.durations[index]))
-            if observe:
-                paused = perf_counter()
-                observe(frame)
-                observing += perf_counter() - paused
-            progress(index + 1 - first, stop - first)
-    seconds = perf_counter() - began - observing
-    return DecodeReport(stop - first, latents.width, latents.height, seconds, (*notes, *(writer.notes if writer else ())))
-
-
-def _video_writer(
-    latents: LatentVideo, output: str | Path, times: Times, span: tuple[int, int], options: DecodeOptions
-) -> VideoWriter:
-    first, stop = span
-    return VideoWriter(
-        output,
-        latents.width,
-        latents.height,
-        times.frame_rate,
-        times.time_base,
-        colour=latents.colour,
-        sample_aspect_ratio=latents.sample_aspect_ratio,
-        codec=options.codec,
-        crf=options.crf,
-        preset=options.preset,
-        pix_fmt=options.pix_fmt,
-        encoder_options=dict(options.encoder_options),
-        sidecar=latents.sidecar() if options.audio and options.frame_rate is None else None,
-        time_origin=times.origin(first),
-        sound_stop=times.end(stop) if stop < latents.num_frames else None,
-        overwrite=options.overwrite,
-    )
-
-
-def decoded_frames(
-    latents: LatentVideo, model: Autoencoder, tiling: Tiling | None, first: int, stop: int
-) -> Iterator[np.ndarray]:
-    """Frames `first` to `stop` as uint8 [H, W, 3], as a full decode gives them, reading only the chunks they need."""
-    tiling = tiling or latents.tiling
-    begin = first_chunk_with(first, tiling)
-
-    def pieces() -> Iterator[Tensor]:
-        for start in range(begin, latents.latent_frames, LATENTS_PER_READ):
-            values = latents.read(start, min(start + LATENTS_PER_READ, latents.latent_frames))
-            yield torch.from_numpy(values).transpose(0, 1)[None]
-
-    frames = cropped_frames(decode_frames(model, pieces(), tiling, begin), latents.height, latents.width)
-    skipped = first - (STEP * begin + 1 if begin else 0)
-    return itertools.islice(frames, skipped, skipped + stop - first)
+    told = (f"{count} {one if count == 1 else many} {done}." for count, one, many, done in counts if count)
+    return (*told, *(cut if short else ()))
