@@ -15,7 +15,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
-
 from cvvae_kernels import pad3d, pad3d_reference
 
 # Paddings of the official convolutions: causal encoder, decoder with a frame on each side, downsampling.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from torch import Tensor
 from training_runs import adversarial_recipe, tiny_recipe, write_clips
 
 from cvvae_cli.autoencoder import Autoencoder
-from cvvae_cli.errors import UsageError
+from cvvae_cli.errors import CvvaeError, ModelError, UsageError
 from cvvae_cli.training.loop import Trainer, parameter_groups, rate_factor
 from cvvae_cli.training.objective import Objective
 from cvvae_cli.training.recipe import OptimConfig, Recipe
@@ -38,7 +39,7 @@ def logged(folder: Path) -> list[dict]:
 
 
 def weights(run: Trainer) -> dict[str, Tensor]:
-    return run.model.state_dict() | {f"average.{k}": v for k, v in run.average.items()}
+    return run.model.state_dict() | {f"average.{k}": v for k, v in run.averaged.items()}
 
 
 def assert_same(a: dict[str, Tensor], b: dict[str, Tensor], tolerance: float) -> None:
@@ -90,7 +91,76 @@ def test_a_run_that_is_killed_and_resumed_equals_one_that_was_not(clips: Path, t
     one, two = logged(tmp_path / "whole"), logged(tmp_path / "part")
     assert [line["step"] for line in two] == list(range(1, 7))
     assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in one], abs=1e-5)
-    assert {line["stream"] for line in one} == {"video_5x32", "image_1x32"}
+    assert {line["stream"] for line in one} == {"0_video_5x32", "1_image_1x32"}
+
+
+def test_a_failure_in_the_middle_of_a_step_keeps_the_last_whole_one(clips: Path, tmp_path: Path) -> None:
+    recipe = adversarial_recipe(clips)
+    whole = trainer(recipe, tmp_path / "whole")
+    whole.run()
+    every = replace(recipe, run=replace(recipe.run, checkpoint_every=1))
+    torn = trainer(every, tmp_path / "torn")
+
+    def fail(x: Tensor, y: Tensor) -> Tensor:
+        if torn.step == 4:  # the networks of step 5 are changed already, its discriminator is not
+            raise KeyboardInterrupt
+        return Trainer._critic_step(torn, x, y)
+
+    torn._critic_step = fail
+    with pytest.raises(KeyboardInterrupt):
+        torn.run()
+    resumed = trainer(every, tmp_path / "torn")
+    assert resumed.step == 4
+    resumed.run()
+    assert_same(weights(whole), weights(resumed), 1e-6)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_behind_the_step_at_hand(clips: Path, tmp_path: Path, number: signal.Signals) -> None:
+    run = trainer(tiny_recipe(clips), tmp_path)
+    before = signal.getsignal(number)
+
+    def step(x: Tensor, numbers: list[int]) -> dict[str, float]:
+        if run.step == 1:
+            os.kill(os.getpid(), number)
+        return Trainer.train_step(run, x, numbers)
+
+    run.train_step = step
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    assert run.step == 2 and trainer(tiny_recipe(clips), tmp_path).step == 2
+    assert signal.getsignal(number) == before
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing_and_says_so(clips: Path, tmp_path: Path) -> None:
+    run = trainer(tiny_recipe(clips), tmp_path)
+    kept = {name: value.clone() for name, value in weights(run).items()}
+    x = torch.stack([run.streams[0].window(i) for i in range(2)])
+    x[0, 0, 0, 0, 0] = float("nan")
+    with pytest.raises(CvvaeError, match="Step 1 has a gradient that is not finite"):
+        run.train_step(x, [0, 1])
+    assert_same(kept, weights(run), 0)
+
+
+def test_the_average_follows_by_its_decay(clips: Path, tmp_path: Path) -> None:
+    run = trainer(tiny_recipe(clips), tmp_path)
+    name, expected = "decoder.patch_out.weight", None
+    for step in range(1, 4):
+        x = torch.stack([run.streams[0].window(i) for i in range(2)])
+        before = run.averaged[name].clone()
+        run.train_step(x, [0, 1])
+        decay = min(run.recipe.optim.ema, (1 + step) / (10 + step))
+        expected = decay * before + (1 - decay) * run.model.state_dict()[name]
+        torch.testing.assert_close(run.averaged[name], expected)
+
+
+def test_bfloat16_trains_near_float32(clips: Path, tmp_path: Path) -> None:
+    losses = []
+    for precision in ("fp32", "bf16"):
+        recipe = tiny_recipe(clips, steps=3, precision=precision)
+        trainer(recipe, tmp_path / precision).run()
+        losses.append([line["loss"] for line in logged(tmp_path / precision)])
+    assert losses[1] == pytest.approx(losses[0], rel=0.02) and losses[1] != losses[0]
 
 
 def test_pieces_of_a_batch_and_recomputed_blocks_change_nothing(clips: Path, tmp_path: Path) -> None:
@@ -119,7 +189,11 @@ def test_two_processes_equal_one_with_their_batches_together(clips: Path, tmp_pa
     arguments = [sys.executable, "-c", code, str(clips), str(tmp_path / "two"), str(ROOT / "tests"), str(ROOT)]
     shared = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
     processes = [subprocess.Popen(arguments, env=shared | {"RANK": str(i), "LOCAL_RANK": str(i)}) for i in range(2)]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    try:
+        assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
     state = torch.load(tmp_path / "two" / "checkpoint.pt", weights_only=True)
     assert state["step"] == 4
     assert_same(alone.model.state_dict(), state["model"], 2e-5)
@@ -138,20 +212,47 @@ def test_training_lowers_the_loss_on_what_it_sees(clips: Path, tmp_path: Path) -
 def test_a_run_folder_of_another_recipe_or_other_clips_is_refused(clips: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(clips)
     trainer(recipe, tmp_path / "run").save()
-    with pytest.raises(UsageError, match=r"another recipe \(run differ"):
+    with pytest.raises(UsageError, match=r"run.seed \(1 and 2\) differ"):
         trainer(tiny_recipe(clips, seed=2), tmp_path / "run")
     others = write_clips(tmp_path / "others")
     next(others.iterdir()).unlink()
-    with pytest.raises(UsageError, match="streams differ"):
+    with pytest.raises(UsageError, match=r"streams\[0\].sources"):
         trainer(tiny_recipe(others), tmp_path / "run")
     trainer(tiny_recipe(clips, steps=9), tmp_path / "run")  # prolonged
+
+
+def test_steps_cannot_change_once_the_cosine_has_begun(clips: Path, tmp_path: Path) -> None:
+    run = trainer(tiny_recipe(clips, steps=4), tmp_path)
+    run.run()
+    with pytest.raises(UsageError, match="cannot change from 4 to 9 at step 4"):
+        trainer(tiny_recipe(clips, steps=9), tmp_path)
+
+
+def test_a_damaged_checkpoint_is_a_sentence(clips: Path, tmp_path: Path) -> None:
+    run = trainer(tiny_recipe(clips), tmp_path)
+    run.save()
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(ModelError, match="damaged"):
+        trainer(tiny_recipe(clips), tmp_path)
+
+
+def test_the_log_forgets_what_no_checkpoint_holds(clips: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(clips, steps=4)
+    run = trainer(recipe, tmp_path)
+    run.save()  # of step 0; a sitting that logs and dies without a checkpoint follows
+    run.folder.save = lambda state: None
+    run.run()
+    again = trainer(recipe, tmp_path)
+    again.run()
+    assert [line["step"] for line in logged(tmp_path)] == [1, 2, 3, 4]
 
 
 def test_the_average_is_what_is_exported_and_says_how_it_was_made(clips: Path, tmp_path: Path) -> None:
     run = trainer(tiny_recipe(clips, steps=2), tmp_path)
     run.run()
     model, said = run.averaged_model(), run.provenance()
-    assert torch.equal(model.state_dict()["decoder.patch_out.weight"], run.average["decoder.patch_out.weight"])
+    assert torch.equal(model.state_dict()["decoder.patch_out.weight"], run.averaged["decoder.patch_out.weight"])
     assert said["steps"] == "2" and json.loads(said["recipe"])["run"]["name"] == "test" and len(said["commit"]) >= 7
 
 
@@ -162,7 +263,7 @@ def test_the_smoke_recipes_run_from_pictures_to_video_and_lower_the_loss(tmp_pat
     picture = [*command, str(ROOT / "recipes" / "smoke-image.toml"), "--export", "runs/smoke-image.safetensors", "--quiet"]
     subprocess.run(picture, check=True, cwd=tmp_path, env=environment)
     subprocess.run([*command, str(ROOT / "recipes" / "smoke.toml"), "--quiet"], check=True, cwd=tmp_path, env=environment)
-    lines = [line for line in logged(tmp_path / "runs" / "smoke") if line["stream"] == "video_5x32"]
+    lines = [line for line in logged(tmp_path / "runs" / "smoke") if line["stream"] == "0_video_5x32"]
     losses = [line["reconstruction"] + line["decoder_side"] + line["encoder_side"] for line in lines]
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.05
     assert {"kl", "temporal", "adversarial", "adaptive_weight", "critic", "psnr_db"} <= lines[-1].keys()

@@ -33,6 +33,13 @@ STREAM = "[[streams]]\nkind='video'\nsources=['c']\nbatch=2\ncrop=32\nframes=5\n
         (RUN + OPTIM + "[start]\nkind='linear'\n[model]\nfamily='cv-vae'\n" + STREAM, "compact"),
         (RUN + OPTIM + "[model]\nfamily='compact'\ntemporal=false\n" + STREAM, "frames = 1"),
         (RUN + OPTIM + "[model]\nfamily='other'\n" + STREAM, "model"),
+        ("model=3\n" + RUN + OPTIM + STREAM, "section model"),
+        (RUN + "log_every=0\n" + OPTIM + STREAM, "run.log_every 0 must be 1 or more"),
+        (RUN + "[optim]\nsteps=1\nema=2.0\n" + STREAM, "optim.ema 2.0 must be 0 or more and below 1"),
+        (RUN + "[optim]\nsteps=1\nlearning_rate=nan\n" + STREAM, "learning_rate nan"),
+        (RUN + "[optim]\nsteps=1\nbetas=[0.9]\n" + STREAM, "betas"),
+        (RUN + OPTIM + "[start]\nkind='linear'\n" + STREAM.replace("video", "image").replace("=5", "=1"), "more than one frame"),
+        (RUN + OPTIM + "[adversarial]\nweight=1.0\nlayers=6\n" + STREAM, "crops of 64 px"),
     ],
 )
 def test_wrong_recipes_are_refused_with_the_key(tmp_path: Path, text: str, word: str) -> None:

@@ -1,6 +1,5 @@
 """`cvvae train`."""
 
-import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -8,10 +7,10 @@ import typer
 
 from cvvae_cli.commands import options as o
 from cvvae_cli.console import Reporter
-from cvvae_cli.errors import OutputError
 
-EPILOG = (
-    "Example: `cvvae train recipes/default.toml --run-dir runs/default --export default.safetensors`; run it again to go on."
+EPILOG = o.examples(
+    "cvvae train recipes/default-image.toml --export runs/default-image.safetensors",
+    "cvvae train recipes/default.toml --run-dir runs/default --export runs/default.safetensors",
 )
 
 
@@ -32,17 +31,15 @@ def train(
 
     plan = load_recipe(recipe)
     folder = run_dir or Path("runs") / plan.run.name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"Run folder {folder} cannot be made: {error.strerror}; pass another --run-dir.") from error
-    o.require_free(export, overwrite)
     import torch
 
+    from cvvae_cli.training.run_folder import RunFolder
+
+    RunFolder(folder)  # made before the export is looked at, which may lie beside it
+    o.require_free(export, overwrite)
     from cvvae_cli.checkpoint import resolve_device, save_model
     from cvvae_cli.training.loop import Trainer
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a terminated run keeps its last step, as Ctrl-C does
     trainer = Trainer(plan, folder, resolve_device(device), reporter.note)
     trainer.run()
     if trainer.processes.leads:

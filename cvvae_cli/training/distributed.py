@@ -6,10 +6,16 @@ devices. This module knows no model and no loss.
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
+
+from cvvae_cli.errors import DeviceError
+
+PATIENCE = timedelta(days=1)
+"""While one process decodes a large data set into its cache the others wait, longer than torch would by itself."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,7 @@ class Processes:
         """Whether this process reports and writes."""
         return self.rank == 0
 
-    def average(self, x: Tensor) -> Tensor:
+    def mean(self, x: Tensor) -> Tensor:
         """The mean of a tensor over all processes; `x` itself where there is one."""
         if self.count == 1:
             return x
@@ -47,15 +53,22 @@ def join_processes(device: torch.device) -> Processes:
 
     Args:
         device: what was asked for; on CUDA every process takes the card of its local rank.
+
+    Raises:
+        DeviceError: there are more processes than cards.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1:
+    if count == 1 or "RANK" not in os.environ:  # batch systems set the first of them for reasons of their own
         return Processes(0, 1, device)
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        card = int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
+        if card >= torch.cuda.device_count():
+            found = torch.cuda.device_count()
+            raise DeviceError(f"Process {card} has no card, since there are {found}; start as many processes as cards.")
+        device = torch.device("cuda", card)
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     return Processes(dist.get_rank(), count, device)
 
 

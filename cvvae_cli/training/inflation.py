@@ -60,7 +60,8 @@ def _with_bases(weights: Mapping[str, Tensor], image: CompactConfig, video: Comp
     if image.codes == video.codes:
         return dict(weights)
     repeated = {name: tensor for name, tensor in weights.items() if ".gate." not in name}
-    for name, axis in (("encoder.analysis.weight", 0), ("encoder.analysis.bias", 0), ("decoder.synthesis.weight", 1), ("decoder.conv_in.weight", 1)):
+    outputs = [("encoder.analysis.weight", 0), ("encoder.analysis.bias", 0)]
+    for name, axis in (*outputs, ("decoder.synthesis.weight", 1), ("decoder.conv_in.weight", 1)):
         shared, basis = repeated[name].split([image.shared_channels, image.gated_channels], dim=axis)
         repeated[name] = torch.cat([shared, *[basis] * video.codes], dim=axis)
     return repeated

@@ -146,6 +146,8 @@ def fit_gate(gate: CodeGate, shared: list[Tensor], cost: list[Tensor], steps: in
         shared: whitened shared channels, (B, s, t, h, w) each.
         cost: log error of every basis at the same positions, (B t h w, codes) each.
     """
+    if gate.choose.out_channels == 1:
+        return  # nothing to choose
     optimiser = torch.optim.Adam(gate.parameters(), 3e-3)
     for step in range(steps):
         for group in optimiser.param_groups:
@@ -190,7 +192,8 @@ def _write_analysis(
     encoder: CompactEncoder, config: CompactConfig, code: LinearCode, bases: Tensor, rows: Tensor, choice: Tensor, noise: float
 ) -> None:
     """Projections scaled to unit variance; the posterior's variance where it adds `noise` to each coefficient's share."""
-    variance = torch.stack([(rows[choice == k] @ b.T).square().mean(0) if (choice == k).any() else torch.ones(len(b)) for k, b in enumerate(bases)])
+    own = [(rows[choice == k], basis) for k, basis in enumerate(bases)]
+    variance = torch.stack([(r @ b.T).square().mean(0) if len(r) else torch.ones(len(b)) for r, b in own])
     variance = variance.clamp_min(1e-4)
     weight = torch.cat([code.basis * code.variance.rsqrt()[:, None], (bases * variance.rsqrt()[..., None]).flatten(0, 1)])
     encoder.analysis.weight.copy_(weight[:, :, None, None, None])

@@ -8,8 +8,8 @@ knows no terms.
 
 import contextlib
 import json
-import os
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from math import cos, pi
 from pathlib import Path
 
@@ -21,24 +21,20 @@ from torch.utils.data import DataLoader
 
 from cvvae_cli import compact, layers
 from cvvae_cli.autoencoder import Autoencoder
-from cvvae_cli.errors import UsageError
-from cvvae_cli.image_model import load_image_model
+from cvvae_cli.errors import CvvaeError, DeviceError, UsageError, VideoError
+from cvvae_cli.image_model import ImageModel, load_image_model
 from cvvae_cli.provenance import source_commit
 from cvvae_cli.training.discriminator import PatchDiscriminator3d, discriminator_step
 from cvvae_cli.training.distributed import join_processes, leave_processes
 from cvvae_cli.training.journal import Journal
 from cvvae_cli.training.objective import Objective, Outcome
 from cvvae_cli.training.recipe import OptimConfig, Recipe, recipe_to_dict
+from cvvae_cli.training.run_folder import RunFolder
 from cvvae_cli.training.start import starting_model
 from cvvae_cli.training.windows import MixedWindows, StepSampler, WindowStream
 
 Report = Callable[[str], None]
 
-PROLONGABLE = {
-    "optim": ("steps",),
-    "run": ("checkpoint_every", "log_every", "pictures_every", "workers", "recompute"),
-}
-"""What may change between the sittings of a run."""
 _SEEDS_APART = 1000
 """Streams have seeds of their own, and those of another run's seed are others."""
 
@@ -75,7 +71,7 @@ def recompute_blocks(model: nn.Module) -> None:
 
 
 def _recomputed(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    return lambda x: checkpoint(forward, x, use_reentrant=False)
+    return lambda x: checkpoint(forward, x, use_reentrant=False, preserve_rng_state=False)  # blocks draw nothing
 
 
 class Trainer:
@@ -89,66 +85,74 @@ class Trainer:
     """
 
     def __init__(self, recipe: Recipe, folder: str | Path, device: str | torch.device, report: Report) -> None:
-        self.recipe, self.folder = recipe, Path(folder)
+        self.recipe, self.folder = recipe, RunFolder(folder)
         self.processes = join_processes(torch.device(device))
         self.device = self.processes.device
         self.report: Report = report if self.processes.leads else _silent
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.streams = self._open_streams()
         self.step = 0
         self.last_terms: dict[str, float] = {}
-        path = self.folder / "checkpoint.pt"
-        state = torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
+        self._midway = self._stopping = False
+        self._sampler()  # and what else can be wrong with a recipe is found before its data is decoded
+        self.frozen = self._load_frozen()
+        self.critic, self.critic_optimiser = self._make_critic()
+        self.streams = self._open_streams()
+        state = self.folder.load()
         if state is not None:
-            self._check(state)
-        # A resumed run takes its weights from the checkpoint, so it need not fit or load its start again.
-        self.model = Autoencoder(recipe.model) if state is not None else starting_model(recipe, self.streams, self.report)
+            self.folder.check(state, recipe, self._seen())
+        # A resumed run takes its weights from the checkpoint, the other processes theirs from the leading one.
+        fresh = state is None and self.processes.leads
+        self.model = starting_model(recipe, self.streams, self.report) if fresh else Autoencoder(recipe.model)
         self.model.to(self.device, memory_format=torch.channels_last_3d).train()
         if recipe.run.recompute:
             recompute_blocks(self.model)
-        rule = recipe.regularisation
-        frozen = load_image_model(rule.image_model, self.device, torch.float32) if rule.side != "none" else None
-        self.objective = Objective(recipe, self.model, frozen).to(self.device)
+        self.objective = Objective(recipe, self.model, self.frozen).to(self.device)
         self.optimiser = _adamw(parameter_groups(self.objective, recipe.optim), recipe.optim)
-        self.critic = self.critic_optimiser = None
-        if recipe.adversarial.weight:
-            torch.manual_seed(recipe.run.seed)
-            self.critic = PatchDiscriminator3d(recipe.adversarial.channels, recipe.adversarial.layers).to(self.device)
-            group = {"params": list(self.critic.parameters()), "peak": recipe.adversarial.learning_rate, "weight_decay": recipe.optim.weight_decay}
-            self.critic_optimiser = _adamw([group], recipe.optim)
-        self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         if state is not None:
             self._restore(state)
         several = self.processes.count > 1
-        self._objective = DistributedDataParallel(self.objective) if several else self.objective
-        self._critic = DistributedDataParallel(self.critic) if several and self.critic else self.critic
+        self._parallel_objective = DistributedDataParallel(self.objective) if several else self.objective
+        self._parallel_critic = DistributedDataParallel(self.critic) if several and self.critic else self.critic
+        # After the wrapping, which gives all processes the leading one's weights.
+        kept = self.model.state_dict() if state is None else state["average"]
+        self.averaged = {k: v.detach().to(self.device, copy=True) for k, v in kept.items()}
+
+    def _load_frozen(self) -> ImageModel | None:
+        rule = self.recipe.regularisation
+        if rule.side == "none":
+            return None
+        frozen = load_image_model(rule.image_model, self.device, torch.float32)
+        wanted = self.recipe.model.latent_channels
+        if frozen.latent_channels != wanted:
+            has = f"{frozen.latent_channels} latent channels"
+            raise UsageError(f"Recipe regularisation.image_model has {has} and [model] {wanted}; make them agree.")
+        return frozen
+
+    def _make_critic(self) -> tuple[PatchDiscriminator3d | None, torch.optim.AdamW | None]:
+        rule, optim = self.recipe.adversarial, self.recipe.optim
+        if not rule.weight:
+            return None, None
+        torch.manual_seed(self.recipe.run.seed)
+        critic = PatchDiscriminator3d(rule.channels, rule.layers).to(self.device)
+        group = {"params": list(critic.parameters()), "peak": rule.learning_rate, "weight_decay": optim.weight_decay}
+        return critic, _adamw([group], optim)
 
     def _open_streams(self) -> list[WindowStream]:
         """The leading process decodes into the caches first; the others find them filled."""
+        seeds = range(self.recipe.run.seed * _SEEDS_APART, (self.recipe.run.seed + 1) * _SEEDS_APART)
         for turn in (True, False):
             if self.processes.leads == turn:
-                seeds = range(self.recipe.run.seed * _SEEDS_APART, (self.recipe.run.seed + 1) * _SEEDS_APART)
                 streams = [WindowStream(config, seed, self.report) for config, seed in zip(self.recipe.streams, seeds)]
             self.processes.wait()
         return streams
 
-    @property
-    def windows(self) -> str:
-        """Fingerprint of all the data."""
-        return " ".join(stream.fingerprint() for stream in self.streams)
+    def _sampler(self) -> StepSampler:
+        shares, run, optim = [(s.share, s.batch) for s in self.recipe.streams], self.recipe.run, self.recipe.optim
+        return StepSampler(shares, run.seed, self.step, optim.steps, self.processes.rank, self.processes.count)
 
-    def _check(self, state: dict) -> None:
-        saved, now = json.loads(state["recipe"]), json.loads(json.dumps(recipe_to_dict(self.recipe)))
-        for tables in (saved, now):
-            for name, keys in PROLONGABLE.items():
-                for key in keys:
-                    tables[name].pop(key)
-            for stream in tables["streams"]:
-                stream.pop("cache")
-        different = [name for name in now if now[name] != saved[name]]
-        if different or state["windows"] != self.windows:
-            what = f"another recipe ({', '.join(different)} differ)" if different else "other clips"
-            raise UsageError(f"Run folder {self.folder} holds {what}; name a new --run-dir or restore the recipe.")
+    def _seen(self) -> dict[str, str]:
+        """Fingerprints of the data and of the frozen picture autoencoder."""
+        data = " ".join(stream.fingerprint() for stream in self.streams)
+        return {"windows": data, "image_model": self.frozen.identity if self.frozen else "none"}
 
     def _restore(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
@@ -157,33 +161,38 @@ class Trainer:
         if self.critic is not None:
             self.critic.load_state_dict(state["critic"])
             self.critic_optimiser.load_state_dict(state["critic_optimiser"])
-        self.average = {k: v.to(self.device) for k, v in state["average"].items()}
         self.step = state["step"]
         self.report(f"resumed at step {self.step}")
 
     def save(self) -> None:
-        """Write `checkpoint.pt` beside and rename it; the leading process does it for all."""
+        """Write the checkpoint; the leading process does it for all.
+
+        Raises:
+            OutputError: it cannot be written; the last one stays.
+        """
         if not self.processes.leads:
             return
         state = {
-            "step": self.step, "model": self.model.state_dict(), "average": self.average, "optimiser": self.optimiser.state_dict(),
-            "variances": self.objective.variances.state_dict(), **self.provenance(),
-        }  # fmt: skip
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "average": self.averaged,
+            "optimiser": self.optimiser.state_dict(),
+            "variances": self.objective.variances.state_dict(),
+            **self.provenance(),
+        }
         if self.critic is not None:
             state |= {"critic": self.critic.state_dict(), "critic_optimiser": self.critic_optimiser.state_dict()}
-        part = self.folder / "checkpoint.part"
-        torch.save(state, part)
-        os.replace(part, self.folder / "checkpoint.pt")
+        self.folder.save(state)
 
     def provenance(self) -> dict[str, str]:
         """What a checkpoint and the exported weights say about their making."""
         recipe = json.dumps(recipe_to_dict(self.recipe))
-        return {"recipe": recipe, "steps": str(self.step), "commit": source_commit() or "unknown", "windows": self.windows}
+        return {"recipe": recipe, "steps": str(self.step), "commit": source_commit() or "unknown", **self._seen()}
 
     def averaged_model(self) -> Autoencoder:
         """A copy of the model with the averaged weights, in eval mode on the CPU."""
         model = Autoencoder(self.recipe.model)
-        model.load_state_dict({k: v.cpu() for k, v in self.average.items()})
+        model.load_state_dict({k: v.cpu() for k, v in self.averaged.items()})
         return model.eval()
 
     def train_step(self, x: Tensor, numbers: list[int]) -> dict[str, float]:
@@ -196,29 +205,35 @@ class Trainer:
         Returns:
             The terms, means over all processes.
         """
-        recipe, processes = self.recipe, self.processes
+        recipe, processes, pieces = self.recipe, self.processes, self.recipe.optim.accumulate
         x = x.to(self.device, non_blocking=True, memory_format=torch.channels_last_3d)
         critic = self.critic if self.step >= recipe.adversarial.start_step else None
         if critic is not None:
             critic.requires_grad_(False)
         self.optimiser.zero_grad(set_to_none=True)
-        pieces = list(zip(x.chunk(recipe.optim.accumulate), _chunks(self._seeds(numbers), recipe.optim.accumulate), strict=True))
         outcomes: list[Outcome] = []
-        for i, (piece, seeds) in enumerate(pieces):
-            waits = processes.count > 1 and i < len(pieces) - 1
-            with self._objective.no_sync() if waits else contextlib.nullcontext():
-                outcome = self._objective(piece, seeds, self._seeds([-1])[0], critic, processes.average)
-                (outcome.loss * (len(piece) / len(x))).backward()
+        weights: list[float] = []
+        parts = list(zip(x.chunk(pieces), _chunks(self._seeds(numbers), pieces), strict=True))
+        for last, (part, seeds) in _marked(parts):
+            with self._together(self._parallel_objective, last):
+                outcome = self._parallel_objective(part, seeds, self._seeds([-1])[0], critic, processes.mean)
+                weights.append(len(part) / len(x))
+                (outcome.loss * weights[-1]).backward()
             outcome.loss = outcome.loss.detach()
             outcomes.append(outcome)
         norm = self._update(self.optimiser)
-        terms = _mean_terms(outcomes, [len(piece) / len(x) for piece, _ in pieces]) | {"gradient_norm": norm}
+        terms = _mean_terms(outcomes, weights) | {"gradient_norm": norm}
         if critic is not None:
             terms["critic"] = self._critic_step(x, torch.cat([outcome.y for outcome in outcomes]))
         self.step += 1
         self._update_average()
-        values = processes.average(torch.stack([value.float().reshape(()).to(self.device) for value in terms.values()]))
+        self._midway = False
+        values = processes.mean(torch.stack([value.float().reshape(()).to(self.device) for value in terms.values()]))
         return dict(zip(terms, values.tolist()))
+
+    def _together(self, module: nn.Module, last: bool) -> contextlib.AbstractContextManager:
+        """Processes add up their gradients with the last piece of a batch alone."""
+        return contextlib.nullcontext() if self.processes.count == 1 or last else module.no_sync()
 
     def _seeds(self, numbers: list[int]) -> list[int]:
         base = self.recipe.run.seed * 1_000_003 + self.step
@@ -228,19 +243,32 @@ class Trainer:
         """One step of the discriminator on what the step before it made: the networks do not run again."""
         self.critic.requires_grad_(True)
         self.critic_optimiser.zero_grad(set_to_none=True)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.recipe.run.precision == "bf16"):
-            loss = discriminator_step(self._critic, x, y)
-        loss.backward()
+        total = torch.zeros((), device=x.device)
+        pieces = self.recipe.optim.accumulate
+        for last, (real, fake) in _marked(list(zip(x.chunk(pieces), y.chunk(pieces)))):
+            with self._together(self._parallel_critic, last):
+                with torch.autocast(x.device.type, torch.bfloat16, enabled=self.recipe.run.precision == "bf16"):
+                    loss = discriminator_step(self._parallel_critic, real, fake) * (len(real) / len(x))
+                loss.backward()
+            total += loss.detach()
         self._update(self.critic_optimiser)
-        return loss.detach()
+        return total
 
     def _update(self, optimiser: torch.optim.Optimizer) -> Tensor:
-        """Clip, set the rate and step; returns the first group's gradient norm before clipping."""
+        """Clip, set the rate and step; returns the first group's gradient norm before clipping.
+
+        Raises:
+            CvvaeError: a gradient is not finite; nothing was changed.
+        """
         factor = rate_factor(self.step, self.recipe.optim)
         # Group by group: the linear maps' gradients are so much larger that they would decide for the networks.
         norms = [torch.nn.utils.clip_grad_norm_(group["params"], self.recipe.optim.clip) for group in optimiser.param_groups]
+        if not torch.stack(norms).isfinite().all():
+            advice = "lower the learning rate and go on from the last checkpoint"
+            raise CvvaeError(f"Step {self.step + 1} has a gradient that is not finite; {advice}.")
         for group in optimiser.param_groups:
             group["lr"] = group["peak"] * factor
+        self._midway = True  # from here to the end of the step, state is of no step and must not be saved
         optimiser.step()
         return norms[0]
 
@@ -248,39 +276,66 @@ class Trainer:
     def _update_average(self) -> None:
         decay = min(self.recipe.optim.ema, (1 + self.step) / (10 + self.step))
         for key, value in self.model.state_dict().items():
-            self.average[key].lerp_(value, 1 - decay)
+            self.averaged[key].lerp_(value, 1 - decay)
 
     def run(self) -> None:
-        """Train to the last step, logging and saving on the way; a checkpoint is kept on Ctrl-C too."""
-        recipe, processes = self.recipe, self.processes
-        shares = [(stream.share, stream.batch) for stream in recipe.streams]
-        sampler = StepSampler(shares, recipe.run.seed, self.step, recipe.optim.steps, processes.rank, processes.count)
-        loader = DataLoader(
-            MixedWindows(self.streams), batch_sampler=sampler, num_workers=recipe.run.workers, pin_memory=self.device.type == "cuda"
-        )
-        journal = Journal(self.folder, self.step, recipe.optim.steps, self.report) if processes.leads else None
-        first = self.step
+        """Train to the last step, logging and saving on the way.
+
+        Ctrl-C and SIGTERM end the run behind the step at hand, with a checkpoint.
+
+        Raises:
+            KeyboardInterrupt: so ended.
+            DeviceError: out of memory.
+            VideoError: a source can no longer be read.
+            CvvaeError: a gradient was not finite. The checkpoint is that of the last whole step.
+        """
+        processes, first, saved = self.processes, self.step, self.step
+        journal = Journal(self.folder.path, first, self.recipe.optim.steps, self.report) if processes.leads else None
         try:
-            for (index, numbers), x in zip(sampler, loader, strict=True):
-                stream = recipe.streams[index]
+            for stream, numbers, x in self._batches():
                 self.last_terms = self.train_step(x, numbers)
                 if journal is not None:
-                    self._note(journal, f"{stream.kind}_{stream.frames}x{stream.crop}", x)
-                if self.step % recipe.run.checkpoint_every == 0:
+                    self._note(journal, stream, x)
+                if self.step % self.recipe.run.checkpoint_every == 0:
                     self.save()
+                    saved = self.step
+                if self._stopping:
+                    raise KeyboardInterrupt
+        except torch.OutOfMemoryError as error:
+            advice = "raise optim.accumulate, set run.recompute = true or lower the batches"
+            raise DeviceError(f"Device {self.device} ran out of memory in step {self.step + 1}; {advice}.") from error
         finally:
-            if self.step > first:
+            if self.step > saved and not self._midway:
                 self.save()
             if journal is not None:
                 journal.close()
         processes.wait()
 
-    def _note(self, journal: Journal, stream: str, x: Tensor) -> None:
-        run = self.recipe.run
-        journal.count(len(x) * self.processes.count)
+    def _batches(self) -> Iterator[tuple[int, list[int], Tensor]]:
+        """Stream, numbers and windows of each step that is left; signals only leave a mark meanwhile."""
+        sampler, workers = self._sampler(), self.recipe.run.workers
+        pinned = self.device.type == "cuda"
+        loader = DataLoader(MixedWindows(self.streams), batch_sampler=sampler, num_workers=workers, pin_memory=pinned)
+        with _signals(self._stop):
+            try:
+                for (stream, numbers), x in zip(sampler, loader, strict=True):
+                    yield stream, numbers, x
+            except VideoError as error:
+                # A worker's error comes back with its whole trace as its message.
+                raise VideoError(str(error).splitlines()[-1].removeprefix("cvvae_cli.errors.VideoError: ")) from error
+
+    def _stop(self, number: int, frame: object) -> None:
+        if self._stopping:
+            raise KeyboardInterrupt  # asked twice: at once
+        self._stopping = True
+
+    def _note(self, journal: Journal, index: int, x: Tensor) -> None:
+        run, config = self.recipe.run, self.recipe.streams[index]
+        stream = f"{index}_{config.kind}_{config.frames}x{config.crop}"
+        journal.count(len(x) * x.shape[2] * self.processes.count)
         if self.step % run.log_every == 0:
             journal.scalars(self.step, self.last_terms, stream)
-        if run.pictures_every and self.step % run.pictures_every == 0:
+        if run.pictures_every and self.step % run.pictures_every == 0 and journal.shows_pictures:
             with torch.no_grad():
                 x = x[:1].to(self.device)
                 y = self.model.decode(self.model.encode(x).chunk(2, dim=1)[0])
@@ -289,6 +344,23 @@ class Trainer:
     def close(self) -> None:
         """Take leave of the other processes."""
         leave_processes(self.processes)
+
+
+@contextlib.contextmanager
+def _signals(handler: Callable[[int, object], None]) -> Iterator[None]:
+    """Lets a handler have Ctrl-C and SIGTERM for a while."""
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def _marked(items: list) -> Iterator[tuple[bool, tuple]]:
+    """Each item with whether it is the last."""
+    for number, item in enumerate(items, 1):
+        yield number == len(items), item
 
 
 def _silent(line: str) -> None:

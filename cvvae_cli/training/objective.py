@@ -25,7 +25,7 @@ from cvvae_cli.training.regularisation import decoder_side_error, encoder_side_e
 class Outcome:
     """Attributes:
     loss: scalar with its graph.
-    terms: scalars for the log, detached.
+    terms: scalars for the log, detached: errors as they are, without weights and learned variances.
     y: reconstruction (B, 3, T, H, W), detached.
     """
 
@@ -46,15 +46,22 @@ class Objective(nn.Module):
     def __init__(self, recipe: Recipe, model: Autoencoder, image_model: ImageModel | None) -> None:
         super().__init__()
         self.recipe, self.model = recipe, model
-        self.image_model = None if image_model is None else image_model.requires_grad_(False).eval()
+        self.image_model = None if image_model is None else image_model.frozen()
         self.perceptual = load_perceptual(recipe.loss.perceptual)
         sides = recipe.regularisation.side
         learned = ["reconstruction"] if recipe.loss.learned_variance else []
         if recipe.regularisation.learned_variance:
-            learned += [side for side in ("decoder", "encoder") if sides in (side, "both")]
+            learned += [f"{side}_side" for side in ("decoder", "encoder") if sides in (side, "both")]
         self.variances = nn.ModuleDict({name: LearnedVariance() for name in learned})
 
-    def forward(self, x: Tensor, noise: list[int], map_seed: int, critic: PatchDiscriminator3d | None, average: Callable[[Tensor], Tensor]) -> Outcome:
+    def forward(
+        self,
+        x: Tensor,
+        noise: list[int],
+        map_seed: int,
+        critic: PatchDiscriminator3d | None,
+        mean_over_processes: Callable[[Tensor], Tensor],
+    ) -> Outcome:
         """The loss of a batch of windows.
 
         Args:
@@ -62,51 +69,53 @@ class Objective(nn.Module):
             noise: a seed for each window's sample, so that a window's noise depends on its number alone.
             map_seed: draws the frame that the map "random" takes, one for the whole step.
             critic: the discriminator, None before it starts.
-            average: mean of a tensor over all processes.
+            mean_over_processes: of a tensor.
         """
-        loss = self.recipe.loss
+        loss, rule = self.recipe.loss, self.recipe.regularisation
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.recipe.run.precision == "bf16"):
             posterior = DiagonalGaussian(self.model.encode(x).float())
             z = posterior.mean + posterior.std * window_noise(posterior.mean, noise)
             y = self.model.decode(z)
-            reconstruction = self._reconstruction(y, x)
-            sides = self._sides(x, z, map_seed)
-        kl, temporal = kl_per_element(posterior).mean(), temporal_error(y, x, loss.temporal_norm).mean()
-        terms = {"reconstruction": reconstruction, "kl": kl, "temporal": temporal, **sides}
-        total = reconstruction + loss.kl_weight * kl + loss.temporal_weight * temporal + sum(sides.values())
+            errors = self._errors(y, x) | self._sides(x, z, map_seed)
+        terms = {name: error.mean() for name, error in errors.items()}
+        visible = errors["reconstruction"] + (loss.perceptual_weight * errors["perceptual"] if "perceptual" in errors else 0)
+        reconstruction = self._weighed("reconstruction", visible)
+        terms |= {"kl": kl_per_element(posterior).mean(), "temporal": temporal_error(y, x, loss.temporal_norm).mean()}
+        total = reconstruction + loss.kl_weight * terms["kl"] + loss.temporal_weight * terms["temporal"]
+        for side, weight in (("decoder_side", rule.decoder_weight), ("encoder_side", rule.encoder_weight)):
+            if side in errors:
+                total = total + weight * self._weighed(side, errors[side])
         if critic is not None:
             with torch.autocast(x.device.type, torch.bfloat16, enabled=self.recipe.run.precision == "bf16"):
                 adversarial = hinge_generator_loss(critic(y))
-            weight = adaptive_weight(reconstruction, adversarial, last_weight(self.model), average=average)
+            weight = adaptive_weight(reconstruction, adversarial, last_weight(self.model), average=mean_over_processes)
             terms |= {"adversarial": adversarial, "adaptive_weight": weight}
             total = total + self.recipe.adversarial.weight * weight * adversarial
+        terms |= {f"log_variance_{name}": variance.log_variance for name, variance in self.variances.items()}
         with torch.no_grad():
             terms["psnr_db"] = psnr_db(y, x).mean()
         return Outcome(total, {name: value.detach() for name, value in terms.items()}, y.detach())
 
-    def _reconstruction(self, y: Tensor, x: Tensor) -> Tensor:
+    def _errors(self, y: Tensor, x: Tensor) -> dict[str, Tensor]:
+        """Each window's reconstruction error, and its perceptual one if the recipe has it: (B,)."""
         loss = self.recipe.loss
-        error = reconstruction_error(y, x, loss.reconstruction, loss.floor)
-        if self.perceptual is not None:
-            error = error + loss.perceptual_weight * self.perceptual(y, x)
-        return self._weighed("reconstruction", error)
+        errors = {"reconstruction": reconstruction_error(y, x, loss.reconstruction, loss.floor)}
+        return errors if self.perceptual is None else errors | {"perceptual": self.perceptual(y, x)}
 
     def _sides(self, x: Tensor, z: Tensor, map_seed: int) -> dict[str, Tensor]:
-        """The regularisation terms, weighted. Pictures take part like videos: of one frame the map is that frame."""
-        rule = self.recipe.regularisation
+        """Each window's regularisation errors. Pictures take part like videos: of one frame the map is that frame."""
+        rule, errors = self.recipe.regularisation, {}
         if rule.side == "none":
-            return {}
+            return errors
         targets = keyframe_map(x, rule.map, torch.Generator().manual_seed(map_seed))
-        errors = {}
         if rule.side in ("decoder", "both"):
-            error = decoder_side_error(self.image_model, z, targets, rule.norm)
-            errors["decoder_side"] = rule.decoder_weight * self._weighed("decoder", error)
+            errors["decoder_side"] = decoder_side_error(self.image_model, z, targets, rule.norm)
         if rule.side in ("encoder", "both"):
-            error = encoder_side_error(self.model.decode, self.image_model, x, targets, rule.norm)
-            errors["encoder_side"] = rule.encoder_weight * self._weighed("encoder", error)
+            errors["encoder_side"] = encoder_side_error(self.model.decode, self.image_model, x, targets, rule.norm)
         return errors
 
     def _weighed(self, name: str, error: Tensor) -> Tensor:
+        """The mean over windows, divided by the learned variance where there is one."""
         return (self.variances[name](error) if name in self.variances else error).mean()
 
 

@@ -4,8 +4,9 @@ A recipe has the tables `[run]`, `[start]`, `[model]`, `[optim]`, `[loss]`, `[re
 one `[[streams]]` per kind of window. Only `[run]`, `[optim]` and one stream are required.
 """
 
+import math
 import tomllib
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
@@ -21,7 +22,8 @@ class RunConfig:
     """Attributes:
     name: names the folder of the run.
     seed: fixes weights, windows and noise.
-    precision: "fp32", or "bf16" for the networks' products (autocast; weights and losses stay float32).
+    precision: "fp32", or "bf16" for the networks' products (autocast; weights and losses stay float32). On NVIDIA cards
+        torch computes "fp32" convolutions in TF32 unless told otherwise.
     checkpoint_every, log_every: steps.
     pictures_every: steps between strips of source and reconstruction in TensorBoard; 0 writes none.
     recompute: keep only the blocks' inputs and compute the rest again on the way back (activation checkpointing).
@@ -68,7 +70,7 @@ class OptimConfig:
     hold: steps, warm-up included, before the cosine begins; until then a run can be prolonged by raising `steps`.
     final_rate: rate at the last step, relative to the peak, where the cosine ends.
     betas, eps, weight_decay: AdamW's.
-    clip: largest gradient norm of either group of parameters.
+    clip: largest gradient norm of a group of parameters: networks, linear maps, learned variances, discriminator.
     accumulate: pieces that a device's share of a batch is computed in.
     ema: decay of the averaged weights, which are the ones that are exported.
     """
@@ -163,20 +165,53 @@ class Recipe:
     model: ModelConfig = field(default_factory=CompactConfig)
 
     def __post_init__(self) -> None:
+        _check_ranges(self)
         if not self.streams:
             raise UsageError("The recipe has no [[streams]], so there is nothing to train on; add one.")
+        least = 2**self.adversarial.layers if self.adversarial.weight else 0
+        small = [stream.crop for stream in self.streams if stream.crop < least]
+        if small:
+            layers = self.adversarial.layers
+            raise UsageError(f"Recipe adversarial.layers {layers} needs crops of {least} px or more, got {small[0]}; take fewer.")
         if self.start.kind in ("inflate", "weights") and not self.start.model:
             raise UsageError(f"Recipe start.kind {self.start.kind!r} needs start.model, a name, folder or file.")
         if self.start.kind == "linear" and not isinstance(self.model, CompactConfig):
             raise UsageError('Recipe start.kind "linear" fits the compact family only; choose "random" for family cv-vae.')
         if self.regularisation.side != "none" and not self.regularisation.image_model:
             raise UsageError("Recipe regularisation.side needs regularisation.image_model, the frozen picture autoencoder.")
-        if isinstance(self.model, CompactConfig) and not self.model.temporal and any(s.frames > 1 for s in self.streams):
+        still = all(stream.frames == 1 for stream in self.streams)
+        if self.start.kind == "linear" and isinstance(self.model, CompactConfig) and self.model.temporal and still:
+            raise UsageError('Recipe start.kind "linear" of a video model needs a stream of more than one frame; add one.')
+        if isinstance(self.model, CompactConfig) and not self.model.temporal and not still:
             raise UsageError("Recipe model.temporal = false is a picture autoencoder; give its streams frames = 1.")
         if self.loss.reconstruction == "log_mse" and self.loss.learned_variance:
-            raise UsageError("Recipe loss.learned_variance has no lower bound with the reconstruction log_mse; set one of them otherwise.")
+            raise UsageError("Recipe loss.learned_variance has no least value with the reconstruction log_mse; choose one.")
         if not 0 <= self.optim.hold <= self.optim.steps:
             raise UsageError(f"Recipe optim.hold {self.optim.hold} must lie in 0 .. steps ({self.optim.steps}).")
+
+
+def _check_ranges(recipe: "Recipe") -> None:
+    """One rule for every number: its least value, and where there is one the value it must stay below."""
+    run, optim, loss, rule, critic = recipe.run, recipe.optim, recipe.loss, recipe.regularisation, recipe.adversarial
+    rules = (
+        ("run.seed", run.seed, 0, None), ("run.checkpoint_every", run.checkpoint_every, 1, None), ("run.log_every", run.log_every, 1, None),
+        ("run.pictures_every", run.pictures_every, 0, None), ("run.workers", run.workers, 0, None),
+        ("start.linear_windows", recipe.start.linear_windows, 0, None), ("start.picture_strength", recipe.start.picture_strength, 0, None),
+        ("optim.steps", optim.steps, 1, None), ("optim.learning_rate", optim.learning_rate, 0, None),
+        ("optim.linear_rate", optim.linear_rate, 0, None), ("optim.warmup", optim.warmup, 0, None), ("optim.clip", optim.clip, 0, None),
+        ("optim.accumulate", optim.accumulate, 1, None), ("optim.ema", optim.ema, 0, 1), ("optim.weight_decay", optim.weight_decay, 0, None),
+        ("optim.final_rate", optim.final_rate, 0, None), *((f"optim.betas[{i}]", beta, 0, 1) for i, beta in enumerate(optim.betas)),
+        ("loss.floor", loss.floor, 0, None), ("loss.kl_weight", loss.kl_weight, 0, None), ("loss.temporal_weight", loss.temporal_weight, 0, None),
+        ("loss.perceptual_weight", loss.perceptual_weight, 0, None), ("regularisation.decoder_weight", rule.decoder_weight, 0, None),
+        ("regularisation.encoder_weight", rule.encoder_weight, 0, None), ("adversarial.weight", critic.weight, 0, None),
+        ("adversarial.start_step", critic.start_step, 0, None), ("adversarial.layers", critic.layers, 1, None),
+    )  # fmt: skip
+    for name, value, least, below in rules:
+        if not least <= value < (math.inf if below is None else below):
+            bounds = f"{least} or more" + ("" if below is None else f" and below {below}")
+            raise UsageError(f"Recipe {name} {value} must be {bounds}; correct it.")
+    if len(optim.betas) != 2:
+        raise UsageError(f"Recipe optim.betas has {len(optim.betas)} values and must have 2; correct it.")
 
 
 TABLES = {
@@ -200,10 +235,10 @@ def _read_table(kind: type, table: object, name: str):
         raise UsageError(f"Recipe key {name}.{extra[0]} is unknown; {name} takes {', '.join(sorted(known))}.")
     for key, value in table.items():
         _check_value(f"{name}.{key}", value, known[key].type)
-    try:
-        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in table.items()})
-    except TypeError as error:
-        raise UsageError(f"Recipe section {name} is incomplete: {error}.") from error
+    lacking = [f.name for f in known.values() if f.default is MISSING and f.default_factory is MISSING and f.name not in table]
+    if lacking:
+        raise UsageError(f"Recipe section {name} lacks {', '.join(lacking)}; add what is missing.")
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in table.items()})
 
 
 def _check_value(name: str, value: object, kind: object) -> None:
@@ -212,7 +247,8 @@ def _check_value(name: str, value: object, kind: object) -> None:
             raise UsageError(f"Recipe {name} = {value!r} must be one of {', '.join(map(repr, get_args(kind)))}.")
         return
     if get_origin(kind) is tuple:
-        fits = isinstance(value, list) and all(isinstance(v, (int, float) if get_args(kind)[0] is float else get_args(kind)[0]) for v in value)
+        item = (int, float) if get_args(kind)[0] is float else get_args(kind)[0]
+        fits = isinstance(value, list) and all(isinstance(v, item) for v in value)
     else:
         fits = isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
     if not fits:
@@ -228,7 +264,8 @@ def load_recipe(path: str | Path) -> Recipe:
     try:
         data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"Recipe {path} cannot be read: {error.strerror or error}; name a .toml file, for example recipes/default.toml.") from error
+        advice = "name a .toml file, for example recipes/default.toml"
+        raise UsageError(f"Recipe {path} cannot be read: {error.strerror or error}; {advice}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"Recipe {path} is not valid TOML: {error}.") from error
     return recipe_from_dict(data)
@@ -246,6 +283,8 @@ def recipe_from_dict(data: dict) -> Recipe:
     present = [name for name in TABLES if name in data or name in ("run", "optim")]
     parts = {name: _read_table(TABLES[name], data.get(name, {}), name) for name in present}
     try:
+        if not isinstance(data.get("model", {}), dict):
+            raise ModelError("it must be a table of keys and values.")
         model = config_from_dict(data.get("model", {"family": "compact"}))
     except (ModelError, TypeError) as error:
         raise UsageError(f"Recipe section model: {error}") from error

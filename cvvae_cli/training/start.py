@@ -41,7 +41,7 @@ def starting_model(recipe: Recipe, streams: list[WindowStream], report: Callable
     model = Autoencoder(recipe.model)
     if start.kind == "linear":
         report(f"fitting the linear code on {start.linear_windows} windows")
-        windows = linear_windows(recipe, streams, start.linear_windows)
+        windows = fit_windows(recipe, streams, start.linear_windows)
         warm_start(model, windows, start.linear_noise, recipe.loss.floor)
     return model
 
@@ -50,22 +50,22 @@ def _inflated(recipe: Recipe, streams: list[WindowStream], report: Callable[[str
     start = recipe.start
     image = load_image_model(start.model)
     if isinstance(recipe.model, CVVAEConfig):
-        pictures = linear_windows(recipe, streams, OFFICIAL_PICTURES)
+        pictures = fit_windows(recipe, streams, OFFICIAL_PICTURES)
         with torch.no_grad():
             latents = torch.cat([image.encode(batch[:, :, 0]) for batch in pictures])
         return inflate_official(image.network, recipe.model, latents)
     if not isinstance(image.network, Autoencoder):
-        raise UsageError(f"start.model {start.model} is of diffusers and the recipe's model compact; inflate a compact picture autoencoder.")
+        raise UsageError(f"Recipe start.model {start.model} is diffusers' and [model] compact; inflate a compact picture autoencoder.")
     model = inflate(image.network, recipe.model)
     if start.linear_windows:
         report(f"fitting the linear maps to video on {start.linear_windows} windows")
-        windows = linear_windows(recipe, streams, start.linear_windows)
+        windows = fit_windows(recipe, streams, start.linear_windows)
         fit_video_code(model, image.network, windows, start.picture_strength, recipe.loss.floor)
     return model
 
 
-def linear_windows(recipe: Recipe, streams: list[WindowStream], count: int) -> list[torch.Tensor]:
-    """About `count` windows to fit linear maps on, in batches of one shape: of the streams with most frames, by their shares."""
+def fit_windows(recipe: Recipe, streams: list[WindowStream], count: int) -> list[torch.Tensor]:
+    """About `count` windows to fit linear maps on, held in memory, in batches of one shape: of the streams with most frames, by their shares."""
     longest = max(stream.config.frames for stream in streams)
     chosen = [stream for stream in streams if stream.config.frames == longest]
     total = sum(stream.config.share * stream.config.batch for stream in chosen)

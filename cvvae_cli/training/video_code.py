@@ -103,7 +103,8 @@ def code_error(blocks: Blocks, pair: Pair, code: Code) -> Tensor:
 def decoder_response(image: Autoencoder, windows: list[Tensor]) -> tuple[Tensor, Tensor]:
     """The linear map nearest to a picture decoder, from one cell's latent to its block: (192, z) and (192,), float64."""
     z = image.latent_channels
-    normal, right = torch.zeros(z + 1, z + 1, dtype=torch.float64), torch.zeros(z + 1, 3 * BLOCK[1] * BLOCK[2], dtype=torch.float64)
+    normal = torch.zeros(z + 1, z + 1, dtype=torch.float64)
+    right = torch.zeros(z + 1, 3 * BLOCK[1] * BLOCK[2], dtype=torch.float64)
     for window in windows:
         frames = window[:, :, ::4].transpose(1, 2).flatten(0, 1)[:, :, None]
         latents = image.encode(frames)[:, :z]
@@ -154,7 +155,13 @@ def fit_video_code(model: Autoencoder, image: Autoencoder, windows: list[Tensor]
 
 
 def _fit_gated(
-    encoder: CompactEncoder, config: CompactConfig, rows: list[Tensor], weights: list[Tensor], seen: list[Tensor], rest: Pair, floor: float
+    encoder: CompactEncoder,
+    config: CompactConfig,
+    rows: list[Tensor],
+    weights: list[Tensor],
+    seen: list[Tensor],
+    rest: Pair,
+    floor: float,
 ) -> list[Code]:
     """Bases for the gated channels, and the gate that chooses among them."""
     some = slice(None, None, max(1, len(rows) // 15))  # enough rows for the bases; the gate sees all
