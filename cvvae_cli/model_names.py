@@ -43,7 +43,7 @@ class KnownModel:
 
     Attributes:
         name: what the user writes.
-        hub: where its weights come from; None for the one inside the package.
+        hub: where its weights come from; None for those inside the package.
         summary: one line for people.
     """
 
@@ -58,6 +58,7 @@ KNOWN_MODELS: Mapping[str, KnownModel] = MappingProxyType(
         known.name: known
         for known in (
             KnownModel("default", None, "small model inside the package, z = 16, needs no download"),
+            KnownModel("default-image", None, "the picture autoencoder whose latents it keeps, inside the package"),
             KnownModel("cv-vae-sd21", HubFolder(_OFFICIAL, "vae3d"), "official, z = 4, latents of Stable Diffusion 2.1"),
             KnownModel("cv-vae-sd21-v1.1", HubFolder(_OFFICIAL, "vae3d_v1-1"), "official, z = 4, second release"),
             KnownModel("cv-vae-sd3", HubFolder(_OFFICIAL, "vae3d_sd3"), "official, z = 16, latents of Stable Diffusion 3"),
@@ -66,9 +67,9 @@ KNOWN_MODELS: Mapping[str, KnownModel] = MappingProxyType(
 )
 
 
-def packaged_weights() -> Path:
-    """Path of the default model's weights inside the installed package; it may not exist in a partial install."""
-    return Path(str(resources.files("cvvae_cli") / "data" / "default.safetensors"))
+def packaged_weights(name: str) -> Path:
+    """Path of a model's weights inside the installed package; it may not exist in a partial install."""
+    return Path(str(resources.files("cvvae_cli") / "data" / f"{name}.safetensors"))
 
 
 def hub_folder(model: str) -> HubFolder | None:
@@ -96,7 +97,7 @@ def cached_path(model: str, revision: str | None = None) -> Path | None:
     """
     hub = hub_folder(model)
     if hub is None:
-        return packaged_weights() if model in KNOWN_MODELS and packaged_weights().is_file() else None
+        return packaged_weights(model) if model in KNOWN_MODELS and packaged_weights(model).is_file() else None
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(hub.repo, hub.inside(CONFIG_FILE), revision=revision)

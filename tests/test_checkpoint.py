@@ -142,7 +142,7 @@ def test_saving_where_there_is_no_place_leaves_nothing(tiny: Autoencoder, tmp_pa
 
 def test_default_model_is_the_packaged_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, path = Autoencoder(TINY_COMPACT), tmp_path / "default.safetensors"
-    monkeypatch.setattr(model_names, "packaged_weights", lambda: path)
+    monkeypatch.setattr(model_names, "packaged_weights", lambda name: path)
     assert cached_path("default") is None
     with pytest.raises(ModelError, match="default"):
         load_model()
@@ -301,6 +301,7 @@ def test_hub_models_come_from_the_cache(hub_cache: Path, tiny: Autoencoder) -> N
 def test_the_table_names_published_subfolders() -> None:
     assert {n: k.hub and f"{k.hub.repo}/{k.hub.subfolder}" for n, k in KNOWN_MODELS.items()} == {
         "default": None,
+        "default-image": None,
         "cv-vae-sd21": "AILab-CVC/CV-VAE/vae3d",
         "cv-vae-sd21-v1.1": "AILab-CVC/CV-VAE/vae3d_v1-1",
         "cv-vae-sd3": "AILab-CVC/CV-VAE/vae3d_sd3",

@@ -12,8 +12,9 @@ from cvvae_cli.console import Reporter, counted
 from cvvae_cli.errors import OutputError, UsageError, VideoError
 
 if TYPE_CHECKING:
-    from cvvae_cli.compatibility import Compatibility, LipschitzBound, Psnr
+    from cvvae_cli.compatibility import Compatibility, Psnr
     from cvvae_cli.latent_statistics import ChannelHistogram
+    from cvvae_cli.lipschitz_bound import LipschitzBound
 
 EPILOG = o.examples(
     "cvvae compat --image image.safetensors clips/*.mp4 --size 256",
@@ -56,7 +57,8 @@ def compat(
     for path in clips:
         o.require_file(path, VideoError)
     _require_plot(plot, overwrite)
-    from cvvae_cli.compatibility import MAPS, CompatibilityMeter, WindowConfig, plan_clip, read_windows
+    from cvvae_cli.clip_windows import WindowConfig, plan_clip, read_windows
+    from cvvae_cli.compatibility import MAPS, CompatibilityMeter
     from cvvae_cli.image_model import load_image_model
 
     if keyframes not in MAPS:
