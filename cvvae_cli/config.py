@@ -58,8 +58,8 @@ class CompactConfig:
     shared_channels: int = 6
     codes: int = 8
     gate_channels: int = 96
-    encoder_channels: tuple[int, int, int] = (32, 64, 128)
-    decoder_channels: tuple[int, int, int] = (32, 96, 192)
+    encoder_channels: tuple[int, int, int] = (32, 96, 160)
+    decoder_channels: tuple[int, int, int] = (48, 128, 192)
     encoder_blocks: tuple[int, int, int] = (1, 1, 1)
     decoder_blocks: tuple[int, int, int] = (1, 1, 2)
     scaling_factor: float = 1.0
