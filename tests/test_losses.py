@@ -54,7 +54,7 @@ def test_half_precision_is_summed_in_float32():
         assert got.tolist() == pytest.approx(per_window(y, x, cost), rel=1e-6)
     assert reconstruction_error(y, x.float(), "log_mse", 1e-3).dtype == torch.float32
     flicker = per_window(y.double().diff(dim=2), x.double().diff(dim=2), abs)
-    assert temporal_error(y, x, "l1").tolist() == pytest.approx(flicker, rel=1e-6)
+    assert temporal_error(y, x, "l1", 0.0).tolist() == pytest.approx(flicker, rel=1e-6)
 
 
 def test_an_identical_window_has_a_finite_slope_in_log_mse():
@@ -67,10 +67,11 @@ def test_an_identical_window_has_a_finite_slope_in_log_mse():
 
 def test_flicker_by_hand():
     still, moving = window(0.0, 0.0, 0.0, frames=3), window(0.0, 0.1, 0.5, frames=3)
-    assert temporal_error(moving, still, "l1").tolist() == pytest.approx([0.25])  # 0.1 and 0.4
-    assert temporal_error(moving, still, "l2").tolist() == pytest.approx([0.085])
-    assert temporal_error(still + 0.7, still, "l1").item() == pytest.approx(0.0, abs=1e-7)
-    assert temporal_error(window(0.1, -0.1, 0.1, frames=3), still, "l1").item() == pytest.approx(0.2)
+    assert temporal_error(moving, still, "l1", 0.0).tolist() == pytest.approx([0.25])  # 0.1 and 0.4
+    assert temporal_error(moving, still, "l2", 0.0).tolist() == pytest.approx([0.085])
+    assert temporal_error(moving, still, "log_mse", 0.9).item() == pytest.approx(0.5 * math.log(0.985))
+    assert temporal_error(still + 0.7, still, "l1", 0.0).item() == pytest.approx(0.0, abs=1e-7)
+    assert temporal_error(window(0.1, -0.1, 0.1, frames=3), still, "l1", 0.0).item() == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize("kind", ["l1", "l2"])
@@ -80,14 +81,14 @@ def test_flicker_matches_its_definition(kind):
     for t in range(1, 5):
         change = (y[:, :, t] - y[:, :, t - 1]) - (x[:, :, t] - x[:, :, t - 1])
         naive += (change.abs() if kind == "l1" else change**2).mean(dim=(1, 2, 3)) / 4
-    torch.testing.assert_close(temporal_error(y, x, kind), naive, rtol=1e-12, atol=0)
+    torch.testing.assert_close(temporal_error(y, x, kind, 1e-3), naive, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("kind", ["l1", "l2"])
+@pytest.mark.parametrize("kind", ["l1", "l2", "log_mse"])
 def test_a_picture_has_no_flicker_but_a_graph(kind):
     y, x = pair(1)
     y.requires_grad_()
-    loss = temporal_error(y, x, kind)
+    loss = temporal_error(y, x, kind, 1e-3)
     assert loss.tolist() == [0.0, 0.0]
     loss.sum().backward()
     assert y.grad.eq(0).all()
@@ -143,8 +144,9 @@ def test_psnr_by_hand():
 
 @pytest.mark.parametrize("term", [
     lambda y, x: reconstruction_error(y, x, "l1", 0.0), lambda y, x: reconstruction_error(y, x, "l2", 0.0),
-    lambda y, x: reconstruction_error(y, x, "log_mse", 1e-3), lambda y, x: temporal_error(y, x, "l1"),
-    lambda y, x: temporal_error(y, x, "l2"), lambda y, x: LearnedVariance(-2.0).double()(reconstruction_error(y, x, "l1", 0.0)),
+    lambda y, x: reconstruction_error(y, x, "log_mse", 1e-3), lambda y, x: temporal_error(y, x, "l1", 0.0),
+    lambda y, x: temporal_error(y, x, "l2", 0.0), lambda y, x: temporal_error(y, x, "log_mse", 1e-3),
+    lambda y, x: LearnedVariance(-2.0).double()(reconstruction_error(y, x, "l1", 0.0)),
 ])  # fmt: skip
 def test_gradients_equal_finite_differences(term):
     y, x = pair(3)
@@ -155,7 +157,7 @@ def test_unknown_kinds_and_other_shapes_are_refused():
     y, x = pair(5)
     with pytest.raises(UsageError, match="Reconstruction loss 'ssim' is unknown; set it to l1, l2 or log_mse."):
         reconstruction_error(y, x, "ssim", 0.0)
-    with pytest.raises(UsageError, match="Temporal loss 'log_mse' is unknown; set it to l1 or l2."):
-        temporal_error(y, x, "log_mse")
+    with pytest.raises(UsageError, match="Temporal loss 'ssim' is unknown; set it to l1, l2 or log_mse."):
+        temporal_error(y, x, "ssim", 0.0)
     with pytest.raises(AssertionError, match="windows differ"):
         reconstruction_error(y, x[:, :, :1], "l1", 0.0)  # would broadcast

@@ -45,7 +45,7 @@ def test_the_loss_is_the_weighted_sum_of_terms_computed_apart(x: Tensor) -> None
     with torch.no_grad():
         posterior = DiagonalGaussian(model.encode(x))
         y = model.decode(posterior.mean + posterior.std * window_noise(posterior.mean, [0, 1]))
-        parts = (reconstruction_error(y, x, "l1", 0.0).mean(), kl_per_element(posterior).mean(), temporal_error(y, x, "l1").mean())
+        parts = (reconstruction_error(y, x, "l1", 0.0).mean(), kl_per_element(posterior).mean(), temporal_error(y, x, "l1", 0.0).mean())
     torch.testing.assert_close(outcome.y, y)
     torch.testing.assert_close(outcome.loss.detach(), parts[0] + 0.5 * parts[1] + 0.25 * parts[2])
     assert [outcome.terms[name].item() for name in ("reconstruction", "kl", "temporal")] == pytest.approx([p.item() for p in parts])

@@ -37,17 +37,10 @@ def reconstruction_error(y: Tensor, x: Tensor, kind: Literal["l1", "l2", "log_ms
     Raises:
         UsageError: another kind.
     """
-    error = _difference(y, x)
-    if kind == "l1":
-        return error.abs().mean(dim=_WINDOW)
-    if kind == "l2":
-        return error.square().mean(dim=_WINDOW)
-    if kind == "log_mse":
-        return 0.5 * (error.square().mean(dim=_WINDOW) + floor).log()
-    raise UsageError(f"Reconstruction loss {kind!r} is unknown; set it to l1, l2 or log_mse.")
+    return _error_mean(_difference(y, x), kind, floor, "Reconstruction")
 
 
-def temporal_error(y: Tensor, x: Tensor, kind: Literal["l1", "l2"]) -> Tensor:
+def temporal_error(y: Tensor, x: Tensor, kind: Literal["l1", "l2", "log_mse"], floor: float) -> Tensor:
     """Error of the frame differences of each window: (y_t - y_{t-1}) - (x_t - x_{t-1}).
 
     It is what `cvvae roundtrip` reports as flicker, there as a root mean square in 8-bit levels. An error that
@@ -56,7 +49,9 @@ def temporal_error(y: Tensor, x: Tensor, kind: Literal["l1", "l2"]) -> Tensor:
     Args:
         y: what the model made, (B, 3, T, H, W), around [-1, 1], any floating dtype.
         x: what it should have made, of y's shape, in [-1, 1].
-        kind: "l1" takes the mean of magnitudes, "l2" of squares, over all elements of the T - 1 differences.
+        kind: over all elements of the T - 1 differences, "l1" is the mean magnitude, "l2" the mean square,
+            "log_mse" half the logarithm of the mean square: a percent of flicker is worth the same on every window.
+        floor: of "log_mse", as in `reconstruction_error`.
 
     Returns:
         (B,); zeros that depend on y, with zero gradients, where T is 1.
@@ -65,12 +60,9 @@ def temporal_error(y: Tensor, x: Tensor, kind: Literal["l1", "l2"]) -> Tensor:
         UsageError: another kind.
     """
     change = _difference(y, x).diff(dim=2)  # (y1 - y0) - (x1 - x0) = (y1 - x1) - (y0 - x0)
-    count = max(1, change[0].numel())  # a mean over no difference would be NaN
-    if kind == "l1":
-        return change.abs().sum(dim=_WINDOW) / count
-    if kind == "l2":
-        return change.square().sum(dim=_WINDOW) / count
-    raise UsageError(f"Temporal loss {kind!r} is unknown; set it to l1 or l2.")
+    if x.shape[2] == 1:
+        return change.sum(dim=_WINDOW)  # of nothing; a mean over it would be NaN
+    return _error_mean(change, kind, floor, "Temporal")
 
 
 def kl_per_element(posterior: DiagonalGaussian) -> Tensor:
@@ -133,6 +125,17 @@ class LearnedVariance(nn.Module):
             (B,).
         """
         return error * torch.exp(-self.log_variance) + self.log_variance
+
+
+def _error_mean(error: Tensor, kind: Literal["l1", "l2", "log_mse"], floor: float, name: str) -> Tensor:
+    """The named mean over each window's elements, (B,)."""
+    if kind == "l1":
+        return error.abs().mean(dim=_WINDOW)
+    if kind == "l2":
+        return error.square().mean(dim=_WINDOW)
+    if kind == "log_mse":
+        return 0.5 * (error.square().mean(dim=_WINDOW) + floor).log()
+    raise UsageError(f"{name} loss {kind!r} is unknown; set it to l1, l2 or log_mse.")
 
 
 def _difference(y: Tensor, x: Tensor) -> Tensor:

@@ -80,7 +80,8 @@ class Objective(nn.Module):
         terms = {name: error.mean() for name, error in errors.items()}
         visible = errors["reconstruction"] + (loss.perceptual_weight * errors["perceptual"] if "perceptual" in errors else 0)
         reconstruction = self._weighed("reconstruction", visible)
-        terms |= {"kl": kl_per_element(posterior).mean(), "temporal": temporal_error(y, x, loss.temporal_norm).mean()}
+        flicker = temporal_error(y, x, loss.temporal_norm, loss.floor)
+        terms |= {"kl": kl_per_element(posterior).mean(), "temporal": flicker.mean()}
         total = reconstruction + loss.kl_weight * terms["kl"] + loss.temporal_weight * terms["temporal"]
         for side, weight in (("decoder_side", rule.decoder_weight), ("encoder_side", rule.encoder_weight)):
             if side in errors:

@@ -15,6 +15,7 @@ from cvvae_cli.errors import ModelError, UsageError
 from cvvae_cli.training.streams import StreamConfig
 
 Norm = Literal["l1", "l2"]
+ErrorKind = Literal["l1", "l2", "log_mse"]
 
 
 @dataclass(frozen=True)
@@ -94,23 +95,23 @@ class LossConfig:
     """Attributes:
     reconstruction: per window "l1" (mean absolute error), "l2" (mean square) or "log_mse" (half the logarithm of
         mse + floor, so that every window counts in decibels).
-    floor: of "log_mse", in squared [-1, 1] units.
+    floor: of both "log_mse", in squared [-1, 1] units.
     perceptual: "none", "gradient" (multi-scale gradients, needs no weights) or "lpips" (the extra of that name).
     perceptual_weight: beside the reconstruction, inside the learned variance.
     learned_variance: divide reconstruction and perceptual term by a learned variance, as LDM and the release do.
     kl_weight: of the KL divergence per latent element.
     temporal_weight: of the error of frame differences, against flicker.
-    temporal_norm: of that error.
+    temporal_norm: of that error; as for the reconstruction, "log_mse" lets every window count by its ratio.
     """
 
-    reconstruction: Literal["l1", "l2", "log_mse"] = "l1"
+    reconstruction: ErrorKind = "l1"
     floor: float = 5e-4
     perceptual: Literal["none", "gradient", "lpips"] = "none"
     perceptual_weight: float = 0.5
     learned_variance: bool = False
     kl_weight: float = 1e-6
     temporal_weight: float = 0.0
-    temporal_norm: Norm = "l1"
+    temporal_norm: ErrorKind = "l1"
 
 
 @dataclass(frozen=True)
