@@ -34,6 +34,7 @@ from cvvae_cli.model_names import (
     weight_file,
 )
 from cvvae_cli.official_names import OfficialTensor, config_from_official, config_from_shapes, official_layout
+from cvvae_cli.whole_file import written_whole
 
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt")
 NAMED_PROBLEMS = 8
@@ -115,7 +116,8 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype == "auto":
-        quick = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else torch.cpu._is_amx_tile_supported()
+        on_cuda = device.type == "cuda"
+        quick = torch.cuda.is_bf16_supported(including_emulation=False) if on_cuda else torch.cpu._is_amx_tile_supported()
         return torch.bfloat16 if quick else torch.float32
     if dtype not in known:
         raise UsageError(f"Dtype {dtype!r} is unknown; pass auto, {', '.join(known)}.")
@@ -165,7 +167,7 @@ def save_model(
 ) -> str:
     """Write the weights and their config as one safetensors file that `load_model` takes.
 
-    The file appears whole or not at all: it is written beside its place and renamed.
+    The file appears whole or not at all.
 
     Args:
         autoencoder: what to save, on any device.
@@ -181,14 +183,11 @@ def save_model(
     """
     state = {k: v.detach().to("cpu", dtype or v.dtype).contiguous() for k, v in autoencoder.state_dict().items()}
     header = {**(metadata or {}), "config": json.dumps(config_to_dict(autoencoder.config))}
-    target = Path(path)
-    part = target.with_name(target.name + ".part")
     try:
-        part.write_bytes(save(state, header))  # save_file would hide the file from other users (mode 0600)
-        os.replace(part, target)
+        with written_whole(path) as part:
+            part.write_bytes(save(state, header))  # save_file would hide the file from other users (mode 0600)
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
-        raise OutputError(f"Model file {str(target)!r} cannot be written ({error}); choose another path.") from error
+        raise OutputError(f"Model file {str(Path(path))!r} cannot be written ({error}); choose another path.") from error
     return weights_sha256(state)
 
 

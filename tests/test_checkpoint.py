@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import resource
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,19 @@ def test_saving_where_there_is_no_place_leaves_nothing(tiny: Autoencoder, tmp_pa
     with pytest.raises(OutputError, match="folder"):
         save_model(tiny, tmp_path / "folder.safetensors")
     assert [p.name for p in tmp_path.iterdir()] == ["folder.safetensors"]
+
+
+def test_a_failed_save_keeps_the_file_that_was_there(tiny: Autoencoder, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_text("precious")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(OutputError, match="model.safetensors' cannot be written .*choose another path"):
+            save_model(tiny, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_text() == "precious" and [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
 
 
 def test_default_model_is_the_packaged_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,6 @@ file and decodes, `ArrayStretch` maps an array of the cache. `prepare` finds out
 run does not meet the others. How windows are drawn is unknown here.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
@@ -17,12 +16,14 @@ from cvvae_cli.errors import OutputError, UsageError, VideoError
 from cvvae_cli.training.sources import MediaFile, list_files
 from cvvae_cli.training.streams import STRETCHES, StreamConfig
 from cvvae_cli.video_io import VideoReader
+from cvvae_cli.whole_file import written_whole
 
 _LONGER = 1.1
 """A clip that is longer than the cache keeps by less than this factor is cached from its beginning, in one stretch."""
 
 _SPARE_FRAMES = 2
 """Lengths that containers state are off by a frame or two; stretches do not reach for the last ones."""
+
 
 @dataclass(frozen=True)
 class FileStretch:
@@ -238,15 +239,10 @@ def _cached(config: StreamConfig, file: MediaFile, facts: _Facts, report: Callab
 
 
 def _save(path: Path, frames: np.ndarray) -> None:
-    """Writes an array beside and renames it; several processes may do so at once."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    """Writes an array that is never seen half; several processes may do so at once."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
+        with written_whole(path) as part, part.open("wb") as file:
             np.save(file, frames)
-        part.replace(path)
     except OSError as error:
         raise OutputError(f"Cache {path} cannot be written ({error.strerror}); free space or set another cache.") from None
-    finally:
-        if part.is_file():
-            part.unlink()

@@ -4,7 +4,6 @@ It knows names and values, no model and no optimiser.
 """
 
 import json
-import os
 import pickle
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 
 from cvvae_cli.errors import ModelError, OutputError, UsageError
 from cvvae_cli.training.recipe import Recipe, recipe_to_dict
+from cvvae_cli.whole_file import written_whole
 
 MAY_CHANGE = {
     "optim": {"steps"},
@@ -53,17 +53,15 @@ class RunFolder:
             raise ModelError(f"{self.checkpoint} is damaged; remove it to begin anew, or name a new --run-dir.") from error
 
     def save(self, state: dict) -> None:
-        """Write a state beside the last one and rename it.
+        """Put a state in the place of the last one.
 
         Raises:
             OutputError: it cannot be written; the last one stays.
         """
-        part = self.checkpoint.with_suffix(".part")
         try:
-            torch.save(state, part)
-            os.replace(part, self.checkpoint)
+            with written_whole(self.checkpoint) as part:
+                torch.save(state, part)
         except (OSError, RuntimeError) as error:  # torch says RuntimeError where the disk is full
-            part.unlink(missing_ok=True)
             advice = "free some space and run the command again"
             raise OutputError(f"{self.checkpoint} cannot be written ({error}); {advice}.") from error
 
