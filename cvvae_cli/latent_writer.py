@@ -64,19 +64,13 @@ class LatentWriter:
         self._ends: list[int] = []
         self._sums: list[int] = []
         self._file: BinaryIO | None = None
-        try:
+        with self._discarded_on_failure():
             self._check_target()
             # A file of this name is left from a crash. Unlinking it, rather than truncating, keeps two writers
             # of one target apart: each has a file of its own, and the first finds its name taken at `close`.
             self._part.unlink(missing_ok=True)
             self._file = open(self._part, "xb+")
             self._file.write(b"\0" * HEADER_RESERVE)
-        except OSError as error:
-            self.abort()
-            raise _output_error(self._shown, error) from error
-        except BaseException:
-            self.abort()
-            raise
 
     @property
     def latent_frames(self) -> int:
@@ -108,17 +102,13 @@ class LatentWriter:
     def scratch_file(self) -> Iterator[BinaryIO]:
         """An empty file without a name on the target's disk, for a tensor that is too large for memory.
 
-        It is gone when the context is left.
+        It is gone when the context is left; left with an error, it takes the unfinished latent file along.
 
         Raises:
             OutputError: it cannot be made, or an OSError came out of the context.
         """
-        try:
-            with tempfile.TemporaryFile(dir=self._target.parent) as file:
-                yield file
-        except OSError as error:
-            self.abort()
-            raise _output_error(self._shown, error) from error
+        with self._discarded_on_failure(), tempfile.TemporaryFile(dir=self._target.parent) as file:
+            yield file
 
     def close(self, metadata: dict[str, str], tensors: Mapping[str, np.ndarray | BinaryIO]) -> None:
         """Writes the small tensors and the header, and gives the file its name.
@@ -148,14 +138,8 @@ class LatentWriter:
         make_header(metadata, unknown, entries, HEADER_RESERVE)  # too much metadata is refused before anything is written
         sums = {name: self._copy(tensor) for name, tensor in ordered}
         header = make_header(metadata, sums, entries, HEADER_RESERVE)
-        try:
+        with self._discarded_on_failure():
             self._finish(header, end)
-        except OSError as error:
-            self.abort()
-            raise _output_error(self._shown, error) from error
-        except BaseException:
-            self.abort()
-            raise
 
     def abort(self) -> None:
         """Closes and removes the hidden file; does nothing after `close`."""
@@ -173,6 +157,21 @@ class LatentWriter:
 
     def __exit__(self, *exception: object) -> None:
         self.abort()
+
+    @contextlib.contextmanager
+    def _discarded_on_failure(self) -> Iterator[None]:
+        """Removes the hidden file where the context fails; an OSError becomes the sentence for it.
+
+        Raises:
+            OutputError: for an OSError.
+        """
+        try:
+            yield
+        except BaseException as error:
+            self.abort()
+            if isinstance(error, OSError):
+                raise _output_error(self._shown, error) from error
+            raise
 
     def _finish(self, header: bytes, data_bytes: int) -> None:
         assert self._file is not None
@@ -210,11 +209,8 @@ class LatentWriter:
 
     def _write(self, data: np.ndarray | bytes) -> None:
         assert self._file is not None, "the writer is closed"
-        try:
+        with self._discarded_on_failure():
             self._file.write(data)
-        except OSError as error:
-            self.abort()
-            raise _output_error(self._shown, error) from error
 
     def _owns_part(self) -> bool:
         assert self._file is not None

@@ -249,6 +249,17 @@ def test_a_disk_that_has_no_room_for_a_scratch_file(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize(("failure", "seen"), [(OSError, OutputError), (ZeroDivisionError, ZeroDivisionError)])
+def test_a_scratch_file_left_with_an_error_takes_the_latent_file_along(
+    tmp_path: Path, failure: type[Exception], seen: type[Exception]
+) -> None:
+    writer = LatentWriter(tmp_path / "a.latent", 4, 3, 5)
+    writer.append(latents(1))
+    with pytest.raises(seen), writer.scratch_file():
+        raise failure
+    assert os.listdir(tmp_path) == []
+
+
 def test_misuse_of_the_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(safetensors_header, "HEADER_LIMIT", 20_000)
     with pytest.raises(UsageError, match="float8"):
