@@ -25,9 +25,8 @@ from torch.nn import functional as F
 from cvvae_cli.config import CompactConfig
 from cvvae_cli.convolution import Conv3d
 from cvvae_cli.errors import UsageError
-from cvvae_cli.geometry import SPATIAL_COMPRESSION_RATIO, TEMPORAL_COMPRESSION_RATIO
+from cvvae_cli.geometry import RGB, SPATIAL_COMPRESSION_RATIO, TEMPORAL_COMPRESSION_RATIO
 
-RGB = 3
 BLOCK = (TEMPORAL_COMPRESSION_RATIO, SPATIAL_COMPRESSION_RATIO, SPATIAL_COMPRESSION_RATIO)
 BLOCK_CHANNELS = RGB * math.prod(BLOCK)
 # An optimiser's step on an output layer shows directly in latents and pixels; this keeps its noise below the

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 TEMPORAL_COMPRESSION_RATIO = 4
 SPATIAL_COMPRESSION_RATIO = 8
+RGB = 3
+"""Channels of a pixel."""
 
 
 def latent_frame_count(num_frames: int) -> int:

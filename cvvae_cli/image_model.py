@@ -6,6 +6,7 @@ knows no video: a video autoencoder given to it sees every picture as a window o
 """
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
@@ -17,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from cvvae_cli.autoencoder import Autoencoder
 from cvvae_cli.checkpoint import PICKLE_SUFFIXES, load_model, resolve_device, weights_sha256
 from cvvae_cli.errors import ModelError, UsageError
-from cvvae_cli.geometry import SPATIAL_COMPRESSION_RATIO
+from cvvae_cli.geometry import RGB, SPATIAL_COMPRESSION_RATIO
 from cvvae_cli.model_names import CONFIG_FILE, KNOWN_MODELS, fetch, hub_folder
 
 if TYPE_CHECKING:
@@ -25,14 +26,13 @@ if TYPE_CHECKING:
 
     Diffusers = Union[AutoencoderKL, AutoencoderKLTemporalDecoder]
 
-RGB = 3
 # Pixels that go through a network at once: one picture of 1024 px, or four of 512.
 PIECE_PIXELS = 1024 * 1024
 NAMED_PROBLEMS = 4
 DIFFUSERS_CLASSES = ("AutoencoderKL", "AutoencoderKLTemporalDecoder")
 
 
-class ImageModel(nn.Module):
+class ImageModel(nn.Module, ABC):
     """A picture autoencoder, 8x in space; made by `as_image_model` and `load_image_model`.
 
     Memory: batches beyond `PIECE_PIXELS` go through the network piece by piece. Where a gradient is wanted, such pieces
@@ -97,11 +97,13 @@ class ImageModel(nn.Module):
         _check(z, "latents", self.latent_channels)
         return _in_pieces(self._decode, z.to(self.dtype), z.shape[2] * z.shape[3] * SPATIAL_COMPRESSION_RATIO**2)
 
+    @abstractmethod
     def _encode(self, images: Tensor) -> Tensor:
-        raise NotImplementedError
+        """`encode` of one piece, checked and in the weights' dtype."""
 
+    @abstractmethod
     def _decode(self, z: Tensor) -> Tensor:
-        raise NotImplementedError
+        """`decode` of one piece, checked and in the weights' dtype."""
 
 
 class _OurImages(ImageModel):

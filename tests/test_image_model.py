@@ -231,6 +231,11 @@ def test_names_of_nothing_are_refused(tmp_path: Path) -> None:
         load_image_model(str(tmp_path / "gone.safetensors"))
 
 
+def test_the_interface_alone_is_no_model() -> None:
+    with pytest.raises(TypeError, match="abstract"):
+        ImageModel("nothing", "none", 4)
+
+
 def test_another_compression_is_refused(tmp_path: Path) -> None:
     picture_vae(levels=3).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="4 times"):

@@ -16,16 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cvvae_cli.autoencoder import Autoencoder
-from cvvae_cli.compact import (
-    BLOCK,
-    RGB,
-    CodeGate,
-    CompactDecoder,
-    CompactEncoder,
-    channel_to_space,
-    space_to_channel,
-)
+from cvvae_cli.compact import BLOCK, CodeGate, CompactDecoder, CompactEncoder, channel_to_space, space_to_channel
 from cvvae_cli.config import CompactConfig
+from cvvae_cli.geometry import RGB
 
 Block = tuple[int, int, int]
 
