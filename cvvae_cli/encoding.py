@@ -5,7 +5,6 @@ and read by `latent_video`; the bytes are `latent_writer`'s, the computing is `c
 """
 
 import json
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cvvae_cli.autoencoder import Autoencoder, ModelIdentity
+from cvvae_cli.autoencoder import Autoencoder
 from cvvae_cli.codec import Progress, cropped_frames, decode_frames, draw_latents, encode_frames, no_progress, pad_to_cells
 from cvvae_cli.config import Tiling, config_to_dict
 from cvvae_cli.errors import QualityError, UsageError
@@ -26,17 +25,13 @@ from cvvae_cli.geometry import cell_count
 from cvvae_cli.latent_writer import LatentWriter
 from cvvae_cli.media import keep_inputs, open_input, timeline_start
 from cvvae_cli.metrics import Comparison, Quality
+from cvvae_cli.model_names import shown_name
 from cvvae_cli.video_io import VideoReader, write_sidecar
 
 LONGEST_DELAY = Fraction(1)
 """Seconds that a file may begin late (sound before pictures) and come back so; beyond it, its first moment is a
 broadcast's or recorder's clock, and the copy begins at 0."""
 TORCH_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-
-
-def model_name(identity: ModelIdentity) -> str:
-    """A model's name without the path of a local one, which is this machine's affair."""
-    return Path(identity.name).resolve().name if os.path.exists(identity.name) else identity.name
 
 
 @dataclass(frozen=True)
@@ -224,7 +219,7 @@ def _metadata(run: _Encoding, quality: Quality | None) -> dict[str, str]:
     reader, model, seed = run.reader, run.model, run.options.seed
     identity = model.identity
     described = {
-        "name": model_name(identity) if identity else None,
+        "name": shown_name(identity.name) if identity else None,
         "sha256": identity.sha256 if identity else None,
         "revision": identity.revision if identity else None,
         "config": config_to_dict(model.config),

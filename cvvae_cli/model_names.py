@@ -5,6 +5,7 @@ model is asked about. Its cache, token and offline variables (HF_HOME, HF_HUB_CA
 own affair. This module does not read weights.
 """
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -70,6 +71,18 @@ KNOWN_MODELS: Mapping[str, KnownModel] = MappingProxyType(
 def packaged_weights(name: str) -> Path:
     """Path of a model's weights inside the installed package; it may not exist in a partial install."""
     return Path(str(resources.files("cvvae_cli") / "data" / f"{name}.safetensors"))
+
+
+def shown_name(name: str) -> str:
+    """A model's name for files and answers that others read; the folders of a local path are this machine's affair.
+
+    Args:
+        name: what the model was loaded by.
+
+    Returns:
+        The name of the file or folder that `name` leads to; `name` itself where it leads to none.
+    """
+    return Path(name).resolve().name if os.path.exists(name) else name
 
 
 def hub_folder(model: str) -> HubFolder | None:

@@ -1,7 +1,6 @@
 """`cvvae compat`."""
 
 import io
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +9,8 @@ import typer
 from cvvae_cli.commands import options as o
 from cvvae_cli.console import Reporter, counted
 from cvvae_cli.errors import OutputError, UsageError, VideoError
+from cvvae_cli.model_names import shown_name
+from cvvae_cli.whole_file import written_whole
 
 if TYPE_CHECKING:
     from cvvae_cli.compatibility import Compatibility, Psnr
@@ -85,7 +86,7 @@ def compat(
     if plot is not None:
         _draw(result.histograms, plot)
     values = {
-        **o.described(video), "image": image, "image_sha256": pictures.identity, "clips": len(plans), "frames": frames,
+        **o.described(video), "image": shown_name(image), "image_sha256": pictures.identity, "clips": len(plans), "frames": frames,
         "short_side": size, "crop": crop, "map": keyframes, "seed": seed, **result.to_dict(), "plot": plot and str(plot),
     }  # fmt: skip
     fewest, features = min((min(d.frames, d.reference_frames), d.features) for d in result.distances.values())
@@ -198,10 +199,8 @@ def _draw(histograms: list["ChannelHistogram"], path: Path) -> None:
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize=8)
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=120)
-    part = path.with_name(path.name + ".part")
     try:
-        part.write_bytes(drawn.getvalue())
-        os.replace(part, path)
+        with written_whole(path) as part:
+            part.write_bytes(drawn.getvalue())
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise OutputError(f"Plot {path} cannot be written ({error.strerror or error}); name another file.") from error

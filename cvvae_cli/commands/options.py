@@ -11,7 +11,7 @@ import typer
 from cvvae_cli.config import Tiling
 from cvvae_cli.errors import CvvaeError, DeviceError, LatentFileError, ModelError, OutputError, UsageError
 from cvvae_cli.geometry import SPATIAL_COMPRESSION_RATIO as CELL
-from cvvae_cli.model_names import KNOWN_MODELS, hub_folder
+from cvvae_cli.model_names import KNOWN_MODELS, hub_folder, shown_name
 
 if TYPE_CHECKING:
     from cvvae_cli.autoencoder import Autoencoder
@@ -191,10 +191,8 @@ def known_model(model: str | None) -> str | None:
 
 def described(model: "Autoencoder") -> dict[str, str | None]:
     """The model, device and dtype that an answer in JSON names."""
-    from cvvae_cli.encoding import model_name
-
     return {
-        "model": model_name(model.identity) if model.identity else None,
+        "model": shown_name(model.identity.name) if model.identity else None,
         "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
     }
