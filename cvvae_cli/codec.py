@@ -64,7 +64,8 @@ def decode_tensor(model: Autoencoder, z: Tensor, tiling: Tiling | None = None) -
         UsageError: (a ValueError) the shape is not a latent's.
     """
     if z.dim() != 5 or z.shape[1] != model.latent_channels or 0 in z.shape:
-        raise UsageError(f"A latent must have the shape (B, {model.latent_channels}, t, h, w), got {tuple(z.shape)}; add or move axes.")
+        wanted = f"(B, {model.latent_channels}, t, h, w)"
+        raise UsageError(f"A latent must have the shape {wanted}, got {tuple(z.shape)}; add or move axes.")
     with torch.inference_mode():
         bands = _decoded_bands(model, [z], tiling or Tiling(), 0)
         return torch.cat(list(assemble(bands, lambda values: values)), dim=2)
@@ -155,7 +156,9 @@ def draw_latents(moments: Iterable[Tensor], seed: int | None) -> Iterator[Tensor
         if seed is None:
             yield posterior.mode()
             continue
-        noise = [torch.randn(posterior.mean[:, :, i].shape, generator=_generator(seed, position + i)) for i in range(piece.shape[2])]
+        noise = [
+            torch.randn(posterior.mean[:, :, i].shape, generator=_generator(seed, position + i)) for i in range(piece.shape[2])
+        ]
         yield posterior.mean + posterior.std * torch.stack(noise, dim=2).to(piece.device)
         position += piece.shape[2]
 

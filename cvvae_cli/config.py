@@ -68,7 +68,10 @@ class CompactConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.shared_channels < self.latent_channels or self.codes < 1:
-            raise ModelError(f"{self.shared_channels} shared of {self.latent_channels} latent channels and {self.codes} codes make no model; correct its config.")
+            raise ModelError(
+                f"{self.shared_channels} shared of {self.latent_channels} latent channels and {self.codes} codes make no model; "
+                "correct its config."
+            )
 
     @property
     def gated_channels(self) -> int:
@@ -135,14 +138,24 @@ class Tiling:
             raise UsageError(f"Chunk {self.chunk} must be 1 + 4k frames, at least 5; pass --chunk 17.")
         if self.mode == "official":
             if self.tile % 72:
-                raise UsageError(f"Tile {self.tile} px is not a multiple of 72, where the official algorithm loses pixels; pass --tile 576.")
+                raise UsageError(
+                    f"Tile {self.tile} px is not a multiple of 72, where the official algorithm loses pixels; pass --tile 576."
+                )
             if self.chunk_overlap:
-                raise UsageError(f"Chunk overlap {self.chunk_overlap} does not exist in the official algorithm; pass --chunk-overlap 0.")
+                raise UsageError(
+                    f"Chunk overlap {self.chunk_overlap} does not exist in the official algorithm; pass --chunk-overlap 0."
+                )
             return
         if not 0 <= self.overlap or self.overlap_cells >= self.tile_cells:
-            raise UsageError(f"Overlap {self.overlap} px must be at least 0 and smaller than the tile {self.tile} px; pass --overlap {self.tile // 4 // ratio_s * ratio_s}.")
+            raise UsageError(
+                f"Overlap {self.overlap} px must be at least 0 and smaller than the tile {self.tile} px; "
+                f"pass --overlap {self.tile // 4 // ratio_s * ratio_s}."
+            )
         if self.chunk_overlap % ratio_t or not 0 <= self.chunk_overlap <= self.chunk - 1 - ratio_t:
-            raise UsageError(f"Chunk overlap {self.chunk_overlap} must be a multiple of 4 from 0 to {self.chunk - 1 - ratio_t} frames; pass --chunk-overlap 4.")
+            raise UsageError(
+                f"Chunk overlap {self.chunk_overlap} must be a multiple of 4 from 0 to {self.chunk - 1 - ratio_t} frames; "
+                "pass --chunk-overlap 4."
+            )
 
     @classmethod
     def official(cls, tile: int = 576) -> "Tiling":

@@ -55,7 +55,11 @@ def _meadow(t: float) -> np.ndarray:
     fine = np.sin(0.16 * x + 3 * np.sin(0.05 * y)) * np.sin(0.14 * y - 0.05 * x)
     coarse = np.sin(0.03 * x + 0.02 * y + t) + np.sin(0.021 * y - 0.017 * x)
     light = np.exp(-(((x - 40 * t - 190 - 120 * np.sin(1.5 * t)) / 70) ** 2) - ((y - 108 - 60 * np.cos(2 * t)) / 60) ** 2)
-    planes = [110 + 30 * fine + 25 * coarse + 90 * light, 120 + 25 * fine + 35 * coarse + 60 * light, 90 + 15 * fine - 30 * coarse + 30 * light]
+    planes = [
+        110 + 30 * fine + 25 * coarse + 90 * light,
+        120 + 25 * fine + 35 * coarse + 60 * light,
+        90 + 15 * fine - 30 * coarse + 30 * light,
+    ]
     return np.stack(planes, axis=-1)
 
 

@@ -146,14 +146,17 @@ def run_tiles(network: Network, x: Tensor, tiling: Tiling, direction: Direction)
         stride = tiling.tile_cells * OFFICIAL_STRIDE[0] // OFFICIAL_STRIDE[1]
         rows = official_windows(height, tiling.tile_cells, stride)
         cols = official_windows(width, tiling.tile_cells, stride)
-        yield from _official_bands(window, rows, cols, stride * direction.write_cell, (tiling.tile_cells - stride) * direction.write_cell)
+        scale, extent = direction.write_cell, tiling.tile_cells - stride
+        yield from _official_bands(window, rows, cols, stride * scale, extent * scale)
     else:
         rows = tile_windows(height, tiling.tile_cells, tiling.overlap_cells)
         cols = tile_windows(width, tiling.tile_cells, tiling.overlap_cells)
         yield from _blended_bands(window, rows, cols, direction.write_cell)
 
 
-def _blended_bands(window: Callable[[Window, Window], Tensor], rows: list[Window], cols: list[Window], scale: int) -> Iterator[tuple[int, Tensor]]:
+def _blended_bands(
+    window: Callable[[Window, Window], Tensor], rows: list[Window], cols: list[Window], scale: int
+) -> Iterator[tuple[int, Tensor]]:
     """Normalised overlap-add. Weights are a product of one per row and one per column, each summing to 1."""
     row_weights, col_weights = torch.tensor(blend_weights(rows, scale)), torch.tensor(blend_weights(cols, scale))
     carry: Tensor | None = None
