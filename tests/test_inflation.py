@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from golden_weights import relative_error
-from tiny_model import TINY
+from tiny_model import TINY, TINY_PICTURE, random_model
 from torch import Tensor, nn
 
 from cvvae_cli.autoencoder import Autoencoder, Decoder
@@ -16,7 +16,6 @@ from cvvae_cli.errors import ModelError, UsageError
 from cvvae_cli.layers import GroupNorm
 from cvvae_cli.training.inflation import inflate, inflate_official, place_kernel, start_temporal_attention
 
-PICTURE = replace(TINY, temporal=False)
 OFFICIAL: dict[Variant, CVVAEConfig] = {
     "sd21": CVVAEConfig("sd21", 4, (8, 8, 16, 24), 1, norm_groups=4),
     "sd3": CVVAEConfig("sd3", 16, (8, 8, 16, 24), 1, norm_groups=4),
@@ -30,19 +29,9 @@ def random_pictures(count: int, height: int, width: int, seed: int = 0) -> Tenso
     return torch.rand(count, 3, height, width, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-def randomised(config: CompactConfig) -> Autoencoder:
-    """Random everywhere, also where a fresh model is zero; float64."""
-    torch.manual_seed(0)
-    model = Autoencoder(config).double()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0, 0.1)
-    return model
-
-
 @pytest.fixture(scope="module")
 def picture_model() -> Autoencoder:
-    return randomised(PICTURE)
+    return random_model(TINY_PICTURE).double()
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, EXACT), (torch.float32, 1e-5)])
@@ -73,7 +62,7 @@ def test_video_starts_as_the_last_frame_of_each_group(picture_model: Autoencoder
 
 def test_one_basis_becomes_several() -> None:
     target = replace(TINY, codes=3, gate_channels=5)
-    image = randomised(replace(PICTURE, codes=1))
+    image = random_model(replace(TINY_PICTURE, codes=1)).double()
     video, x = inflate(image, target), random_pictures(2, 24, 16, seed=1)[:, :, None]
     with torch.inference_mode():
         moments = image.encode(x)
@@ -98,8 +87,8 @@ def test_every_weight_can_learn(picture_model: Autoencoder) -> None:
     ("source", "target", "word"),
     [
         (TINY, TINY, "temporal"),
-        (PICTURE, PICTURE, "temporal"),
-        (PICTURE, replace(TINY, codes=3), r"codes \(2 and 3\)"),
+        (TINY_PICTURE, TINY_PICTURE, "temporal"),
+        (TINY_PICTURE, replace(TINY, codes=3), r"codes \(2 and 3\)"),
         (OFFICIAL["sd21"], TINY, "compact"),
     ],
 )

@@ -6,7 +6,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,11 +17,9 @@ import torch
 from torch import Tensor
 from training_runs import adversarial_recipe, tiny_recipe, write_clips
 
-from cvvae_cli.autoencoder import Autoencoder
 from cvvae_cli.errors import CvvaeError, ModelError, UsageError
-from cvvae_cli.training.loop import Trainer, parameter_groups, rate_factor
-from cvvae_cli.training.objective import Objective
-from cvvae_cli.training.recipe import OptimConfig, Recipe
+from cvvae_cli.training.loop import Trainer
+from cvvae_cli.training.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,27 +47,8 @@ def assert_same(a: dict[str, Tensor], b: dict[str, Tensor], tolerance: float) ->
         torch.testing.assert_close(a[name], b[name], rtol=0, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_rate_rises_stays_and_falls_to_the_last_step() -> None:
-    optim = OptimConfig(steps=21, warmup=4, hold=10, final_rate=0.1)
-    rates = [rate_factor(step, optim) for step in range(21)]
-    assert rates[:4] == [0.25, 0.5, 0.75, 1.0] and rates[4:11] == [1.0] * 7
-    assert rates[15] == pytest.approx(0.55) and rates[20] == pytest.approx(0.1)
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:])), "a cosine that ends where the run ends"
-    assert rate_factor(30, optim) == pytest.approx(0.1)
-
-
-def test_every_parameter_is_in_one_group_and_linear_maps_have_their_own_rate(clips: Path) -> None:
-    recipe = tiny_recipe(clips)
-    recipe = replace(recipe, loss=replace(recipe.loss, learned_variance=True))
-    objective = Objective(recipe, Autoencoder(recipe.model), None)
-    groups = parameter_groups(objective, OptimConfig(steps=1))
-    assert sum(len(g["params"]) for g in groups) == len(list(objective.parameters()))
-    assert [len(g["params"]) for g in groups[1:]] == [4, 1] and groups[1]["peak"] < groups[0]["peak"]
-    assert groups[0]["weight_decay"] > 0 and groups[1]["weight_decay"] == groups[2]["weight_decay"] == 0
-
-
 @pytest.mark.parametrize("make", [tiny_recipe, adversarial_recipe])
-def test_a_run_that_is_killed_and_resumed_equals_one_that_was_not(clips: Path, tmp_path: Path, make: Callable[..., Recipe]) -> None:
+def test_a_run_killed_and_resumed_equals_one_that_was_not(clips: Path, tmp_path: Path, make: Callable[..., Recipe]) -> None:
     recipe = make(clips)
     whole = trainer(recipe, tmp_path / "whole")
     whole.run()
@@ -115,21 +95,90 @@ def test_a_failure_in_the_middle_of_a_step_keeps_the_last_whole_one(clips: Path,
     assert_same(weights(whole), weights(resumed), 1e-6)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_run_behind_the_step_at_hand(clips: Path, tmp_path: Path, number: signal.Signals) -> None:
+def raise_in_step(run: Trainer, step: int, *numbers: signal.Signals) -> None:
+    """Let signals come while a step is at work, counted from 0."""
+
+    def train_step(x: Tensor, window_numbers: list[int]) -> dict[str, float]:
+        if run.step == step:
+            for number in numbers:
+                signal.raise_signal(number)
+        return Trainer.train_step(run, x, window_numbers)
+
+    run.train_step = train_step
+
+
+@pytest.fixture
+def heard() -> Iterator[list[int]]:
+    """What a harmless handler of SIGTERM has heard; Ctrl-C is Python's own, also where the tests run in the background."""
+    heard: list[int] = []
+    terminated = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    interrupted = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield heard
+    signal.signal(signal.SIGTERM, terminated)
+    signal.signal(signal.SIGINT, interrupted)
+
+
+def test_ctrl_c_ends_the_run_behind_the_step_at_hand(clips: Path, tmp_path: Path, heard: list[int]) -> None:
     run = trainer(tiny_recipe(clips), tmp_path)
-    before = signal.getsignal(number)
-
-    def step(x: Tensor, numbers: list[int]) -> dict[str, float]:
-        if run.step == 1:
-            os.kill(os.getpid(), number)
-        return Trainer.train_step(run, x, numbers)
-
-    run.train_step = step
+    raise_in_step(run, 1, signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         run.run()
     assert run.step == 2 and trainer(tiny_recipe(clips), tmp_path).step == 2
-    assert signal.getsignal(number) == before
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+def test_a_termination_is_handed_on_once_the_step_at_hand_is_saved(clips: Path, tmp_path: Path, heard: list[int]) -> None:
+    run, before = trainer(tiny_recipe(clips), tmp_path), signal.getsignal(signal.SIGTERM)
+    saved, kept = [], run.save
+    run.save = lambda: (saved.append(list(heard)), kept())
+    raise_in_step(run, 1, signal.SIGTERM)
+    run.run()
+    assert (saved, heard) == ([[]], [signal.SIGTERM])
+    assert run.step == 2 and trainer(tiny_recipe(clips), tmp_path).step == 2
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_asked_twice_the_run_ends_at_once(clips: Path, tmp_path: Path, heard: list[int]) -> None:
+    run = trainer(tiny_recipe(clips), tmp_path)
+    raise_in_step(run, 1, signal.SIGTERM, signal.SIGINT, signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    assert run.step == 1 and trainer(tiny_recipe(clips), tmp_path).step == 1 and heard == []
+    again = trainer(tiny_recipe(clips), tmp_path)
+    raise_in_step(again, 1, signal.SIGTERM, signal.SIGTERM)
+    again.run()
+    assert again.step == 2 and heard == [signal.SIGTERM] * 2  # in the step, and behind it since the handler returned
+
+
+def test_an_ignored_signal_stays_ignored(clips: Path, tmp_path: Path, heard: list[int]) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    run = trainer(tiny_recipe(clips, steps=3), tmp_path)
+    raise_in_step(run, 1, signal.SIGTERM)
+    run.run()
+    assert run.step == 3
+
+
+def test_a_run_in_another_thread_trains_without_holding_signals(clips: Path, tmp_path: Path) -> None:
+    run = trainer(tiny_recipe(clips, steps=3), tmp_path)
+    thread = threading.Thread(target=run.run)
+    thread.start()
+    thread.join()
+    assert trainer(tiny_recipe(clips, steps=3), tmp_path).step == 3
+
+
+def test_a_terminated_command_keeps_its_step_and_says_143(tmp_path: Path) -> None:
+    write_clips(tmp_path / "demo")
+    text = (ROOT / "recipes" / "smoke-image.toml").read_text()
+    (tmp_path / "long.toml").write_text(text.replace("steps = 40", "steps = 4000"))
+    command = [sys.executable, "-m", "cvvae_cli", "train", "long.toml"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "kernels")))}
+    running = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    assert any(line.startswith("step ") for line in running.stderr)
+    running.terminate()
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 143 and "Traceback" not in said
+    state = torch.load(tmp_path / "runs" / "smoke-image" / "checkpoint.pt", weights_only=True)
+    assert 10 <= state["step"] < 4000
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing_and_says_so(clips: Path, tmp_path: Path) -> None:
@@ -165,11 +214,18 @@ def test_bfloat16_trains_near_float32(clips: Path, tmp_path: Path) -> None:
 
 def test_pieces_of_a_batch_and_recomputed_blocks_change_nothing(clips: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(clips, steps=3)
-    plain = trainer(recipe, tmp_path / "plain")
-    plain.run()
-    other = replace(recipe, optim=replace(recipe.optim, accumulate=2), run=replace(recipe.run, recompute=True))
-    pieces = trainer(other, tmp_path / "pieces")
-    pieces.run()
+    cut = replace(recipe, optim=replace(recipe.optim, accumulate=2), run=replace(recipe.run, recompute=True))
+    plain, pieces = trainer(recipe, tmp_path / "plain"), trainer(cut, tmp_path / "pieces")
+    batches: dict[Trainer, list[int]] = {plain: [], pieces: []}
+    inner: dict[Trainer, list[int]] = {plain: [], pieces: []}
+    for run in (plain, pieces):
+        encoder = run.model.encoder
+        encoder.register_forward_pre_hook(lambda module, inputs, run=run: batches[run].append(len(inputs[0])))
+        for block in (encoder.stage1[0], run.model.decoder.stage1[0]):
+            block.conv1.register_forward_pre_hook(lambda module, inputs, run=run: inner[run].append(len(inputs[0])))
+        run.run()
+    assert batches == {plain: [2] * 3, pieces: [1] * 6}
+    assert inner == {plain: [2] * 6, pieces: [1] * 24}, "two blocks, and each again on the way back"
     assert_same(weights(plain), weights(pieces), 2e-6)
 
 

@@ -1,10 +1,8 @@
 """Keyframe maps by hand, both sides of the regularisation against a frame-by-frame loop, and where gradients flow."""
 
-from dataclasses import replace
-
 import pytest
 import torch
-from tiny_model import TINY
+from tiny_model import TINY_PICTURE, random_model
 from torch import Tensor
 
 from cvvae_cli.autoencoder import Autoencoder
@@ -57,23 +55,14 @@ def test_maps_refuse_other_windows_and_words() -> None:
         keyframe_map(torch.zeros(1, 3, 5, 2, 2), "last")
 
 
-def random_model(temporal: bool, seed: int) -> Autoencoder:
-    torch.manual_seed(seed)
-    model = Autoencoder(replace(TINY, temporal=temporal))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0, 0.1)
-    return model
-
-
 @pytest.fixture(scope="module")
 def image() -> ImageModel:
-    return as_image_model(random_model(temporal=False, seed=1)).frozen()
+    return as_image_model(random_model(TINY_PICTURE, seed=1)).frozen()
 
 
 @pytest.fixture(scope="module")
 def video() -> Autoencoder:
-    return random_model(temporal=True, seed=2)
+    return random_model(seed=2)
 
 
 def distance(a: Tensor, b: Tensor, norm: str) -> float:
@@ -104,7 +93,7 @@ def has_gradient(module: torch.nn.Module) -> bool:
 
 @pytest.mark.parametrize("frames", [1, 5])
 def test_decoder_side_teaches_the_video_encoder_alone(frames: int) -> None:
-    image, video = as_image_model(random_model(False, 1)).frozen(), random_model(True, 2)
+    image, video = as_image_model(random_model(TINY_PICTURE, 1)).frozen(), random_model(seed=2)
     x = torch.rand(1, 3, frames, 16, 16)
     z = video.encode(x).chunk(2, dim=1)[0]
     z.retain_grad()
@@ -116,7 +105,7 @@ def test_decoder_side_teaches_the_video_encoder_alone(frames: int) -> None:
 
 @pytest.mark.parametrize("frames", [1, 5])
 def test_encoder_side_teaches_the_video_decoder_alone(frames: int) -> None:
-    image, video = as_image_model(random_model(False, 1)), random_model(True, 2)  # not even frozen
+    image, video = as_image_model(random_model(TINY_PICTURE, 1)), random_model(seed=2)  # not even frozen
     x = torch.rand(1, 3, frames, 16, 16)
     encoder_side_error(video.decode, image, x, keyframe_map(x, "slice")).sum().backward()
     assert has_gradient(video.decoder) and not has_gradient(video.encoder)
@@ -124,7 +113,7 @@ def test_encoder_side_teaches_the_video_decoder_alone(frames: int) -> None:
 
 
 def test_gradient_of_the_latents_is_that_of_finite_differences() -> None:
-    image = as_image_model(random_model(False, 3).double()).frozen()
+    image = as_image_model(random_model(TINY_PICTURE, 3).double()).frozen()
     targets = torch.rand(1, 3, 2, 8, 8, dtype=torch.float64)
     z = torch.randn(1, 4, 2, 1, 1, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda latents: decoder_side_error(image, latents, targets, "l2"), (z,))

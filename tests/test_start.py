@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from tiny_model import TINY, save_tiny_model
+from tiny_model import TINY, TINY_PICTURE, save_tiny_model
 from training_runs import tiny_recipe, write_clips
 
 from cvvae_cli.autoencoder import Autoencoder
@@ -54,17 +54,17 @@ def test_linear_and_inflated_models_are_better_than_random_ones(clips: Path, tmp
     recipe = tiny_recipe(clips)
     opened = streams(recipe)
     windows = torch.cat(fit_windows(recipe, opened, 16))
-    picture = replace(recipe, streams=recipe.streams[1:], model=replace(TINY, temporal=False, codes=1), start=StartConfig("linear", "", 16))
-    image = starting_model(picture, opened[1:], silent)
-    save_model(image, tmp_path / "image.safetensors")
-    starts = [StartConfig("random"), StartConfig("linear", "", 16), *(StartConfig("inflate", str(tmp_path / "image.safetensors"), n) for n in (0, 16))]
+    linear, path = StartConfig("linear", "", 16), tmp_path / "image.safetensors"
+    picture = replace(recipe, streams=recipe.streams[1:], model=replace(TINY_PICTURE, codes=1), start=linear)
+    save_model(starting_model(picture, opened[1:], silent), path)
+    starts = [StartConfig("random"), linear, *(StartConfig("inflate", str(path), count) for count in (0, 16))]
     errors = []
     for start in starts:
         model = starting_model(replace(recipe, start=start), opened, silent)
         with torch.no_grad():
             errors.append((model.decode(model.encode(windows).chunk(2, dim=1)[0]) - windows).square().mean().item())
-    random, linear, inflated, fitted = errors
-    assert linear < 0.2 * random and inflated < random and fitted < inflated
+    random, coded, inflated, fitted = errors
+    assert coded < 0.2 * random and inflated < random and fitted < inflated
 
 
 def test_pictures_of_diffusers_are_inflated_to_the_official_architecture(clips: Path, tmp_path: Path) -> None:

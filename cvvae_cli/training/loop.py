@@ -9,69 +9,30 @@ knows no terms.
 import contextlib
 import json
 import signal
+import threading
 from collections.abc import Callable, Iterator
-from math import cos, pi
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
-from cvvae_cli import compact, layers
 from cvvae_cli.autoencoder import Autoencoder
-from cvvae_cli.errors import CvvaeError, DeviceError, UsageError, VideoError
-from cvvae_cli.image_model import ImageModel, load_image_model
+from cvvae_cli.errors import DeviceError, VideoError
 from cvvae_cli.provenance import source_commit
 from cvvae_cli.training.discriminator import PatchDiscriminator3d, discriminator_step
 from cvvae_cli.training.distributed import join_processes, leave_processes
 from cvvae_cli.training.journal import Journal
-from cvvae_cli.training.objective import Objective, Outcome
-from cvvae_cli.training.recipe import OptimConfig, Recipe, recipe_to_dict
+from cvvae_cli.training.objective import Objective, Outcome, load_frozen
+from cvvae_cli.training.optimiser import make_adamw, parameter_groups, prepare_step, update_average
+from cvvae_cli.training.recipe import Recipe, recipe_to_dict
 from cvvae_cli.training.run_folder import RunFolder
 from cvvae_cli.training.start import starting_model
 from cvvae_cli.training.windows import MixedWindows, StepSampler, WindowStream
 
-Report = Callable[[str], None]
-
 _SEEDS_APART = 1000
 """Streams have seeds of their own, and those of another run's seed are others."""
-
-
-def rate_factor(step: int, optim: OptimConfig) -> float:
-    """Learning rate at `step` relative to its peak: linear rise, constant, then half a cosine down to the last step."""
-    if step < optim.warmup:
-        return (step + 1) / optim.warmup
-    begin = max(optim.hold, optim.warmup)
-    if step < begin:
-        return 1.0
-    share = min(1.0, (step - begin) / max(1, optim.steps - 1 - begin))
-    return optim.final_rate + (1 - optim.final_rate) * (1 + cos(pi * share)) / 2
-
-
-def parameter_groups(objective: Objective, optim: OptimConfig) -> list[dict]:
-    """Networks at the full rate; the compact family's linear maps at their own and learned variances, both undecayed."""
-    trained = list(objective.model.named_parameters())
-    linear = [p for name, p in trained if ".analysis." in name or ".synthesis." in name]
-    rest = [p for name, p in trained if ".analysis." not in name and ".synthesis." not in name]
-    groups = [
-        {"params": rest, "peak": optim.learning_rate, "weight_decay": optim.weight_decay},
-        {"params": linear, "peak": optim.linear_rate, "weight_decay": 0.0},
-        {"params": list(objective.variances.parameters()), "peak": optim.learning_rate, "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
-
-
-def recompute_blocks(model: nn.Module) -> None:
-    """Let every residual block keep its input only and compute the rest again on the way back."""
-    for module in model.modules():
-        if isinstance(module, (layers.ResidualBlock, compact.ResidualBlock)):
-            module.forward = _recomputed(module.forward)
-
-
-def _recomputed(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    return lambda x: checkpoint(forward, x, use_reentrant=False, preserve_rng_state=False)  # blocks draw nothing
 
 
 class Trainer:
@@ -84,16 +45,16 @@ class Trainer:
         report: called with a line of progress, by the leading process only.
     """
 
-    def __init__(self, recipe: Recipe, folder: str | Path, device: str | torch.device, report: Report) -> None:
+    def __init__(self, recipe: Recipe, folder: str | Path, device: str | torch.device, report: Callable[[str], None]) -> None:
         self.recipe, self.folder = recipe, RunFolder(folder)
         self.processes = join_processes(torch.device(device))
         self.device = self.processes.device
-        self.report: Report = report if self.processes.leads else _silent
+        self.report = report if self.processes.leads else lambda line: None
         self.step = 0
         self.last_terms: dict[str, float] = {}
-        self._midway = self._stopping = False
+        self._midway = False
         self._sampler()  # and what else can be wrong with a recipe is found before its data is decoded
-        self.frozen = self._load_frozen()
+        self.frozen = load_frozen(recipe, self.device)
         self.critic, self.critic_optimiser = self._make_critic()
         self.streams = self._open_streams()
         state = self.folder.load()
@@ -103,10 +64,8 @@ class Trainer:
         fresh = state is None and self.processes.leads
         self.model = starting_model(recipe, self.streams, self.report) if fresh else Autoencoder(recipe.model)
         self.model.to(self.device, memory_format=torch.channels_last_3d).train()
-        if recipe.run.recompute:
-            recompute_blocks(self.model)
         self.objective = Objective(recipe, self.model, self.frozen).to(self.device)
-        self.optimiser = _adamw(parameter_groups(self.objective, recipe.optim), recipe.optim)
+        self.optimiser = make_adamw(parameter_groups(self.model, self.objective.variances, recipe.optim), recipe.optim)
         if state is not None:
             self._restore(state)
         several = self.processes.count > 1
@@ -116,17 +75,6 @@ class Trainer:
         kept = self.model.state_dict() if state is None else state["average"]
         self.averaged = {k: v.detach().to(self.device, copy=True) for k, v in kept.items()}
 
-    def _load_frozen(self) -> ImageModel | None:
-        rule = self.recipe.regularisation
-        if rule.side == "none":
-            return None
-        frozen = load_image_model(rule.image_model, self.device, torch.float32)
-        wanted = self.recipe.model.latent_channels
-        if frozen.latent_channels != wanted:
-            has = f"{frozen.latent_channels} latent channels"
-            raise UsageError(f"Recipe regularisation.image_model has {has} and [model] {wanted}; make them agree.")
-        return frozen
-
     def _make_critic(self) -> tuple[PatchDiscriminator3d | None, torch.optim.AdamW | None]:
         rule, optim = self.recipe.adversarial, self.recipe.optim
         if not rule.weight:
@@ -134,7 +82,7 @@ class Trainer:
         torch.manual_seed(self.recipe.run.seed)
         critic = PatchDiscriminator3d(rule.channels, rule.layers).to(self.device)
         group = {"params": list(critic.parameters()), "peak": rule.learning_rate, "weight_decay": optim.weight_decay}
-        return critic, _adamw([group], optim)
+        return critic, make_adamw([group], optim)
 
     def _open_streams(self) -> list[WindowStream]:
         """The leading process decodes into the caches first; the others find them filled."""
@@ -154,13 +102,14 @@ class Trainer:
         data = " ".join(stream.fingerprint() for stream in self.streams)
         return {"windows": data, "image_model": self.frozen.identity if self.frozen else "none"}
 
+    def _parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
+        """What has a state that training changes, the average apart, by its name in the checkpoint."""
+        parts = {"model": self.model, "optimiser": self.optimiser, "variances": self.objective.variances}
+        return parts if self.critic is None else parts | {"critic": self.critic, "critic_optimiser": self.critic_optimiser}
+
     def _restore(self, state: dict) -> None:
-        self.model.load_state_dict(state["model"])
-        self.objective.variances.load_state_dict(state["variances"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        if self.critic is not None:
-            self.critic.load_state_dict(state["critic"])
-            self.critic_optimiser.load_state_dict(state["critic_optimiser"])
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
         self.step = state["step"]
         self.report(f"resumed at step {self.step}")
 
@@ -172,17 +121,8 @@ class Trainer:
         """
         if not self.processes.leads:
             return
-        state = {
-            "step": self.step,
-            "model": self.model.state_dict(),
-            "average": self.averaged,
-            "optimiser": self.optimiser.state_dict(),
-            "variances": self.objective.variances.state_dict(),
-            **self.provenance(),
-        }
-        if self.critic is not None:
-            state |= {"critic": self.critic.state_dict(), "critic_optimiser": self.critic_optimiser.state_dict()}
-        self.folder.save(state)
+        parts = {name: part.state_dict() for name, part in self._parts().items()}
+        self.folder.save({"step": self.step, "average": self.averaged, **parts, **self.provenance()})
 
     def provenance(self) -> dict[str, str]:
         """What a checkpoint and the exported weights say about their making."""
@@ -212,13 +152,12 @@ class Trainer:
             critic.requires_grad_(False)
         self.optimiser.zero_grad(set_to_none=True)
         outcomes: list[Outcome] = []
-        weights: list[float] = []
-        parts = list(zip(x.chunk(pieces), _chunks(self._seeds(numbers), pieces), strict=True))
-        for last, (part, seeds) in _marked(parts):
-            with self._together(self._parallel_objective, last):
-                outcome = self._parallel_objective(part, seeds, self._seeds([-1])[0], critic, processes.mean)
-                weights.append(len(part) / len(x))
-                (outcome.loss * weights[-1]).backward()
+        parts = list(zip(x.chunk(pieces), torch.tensor(self._seeds(numbers)).chunk(pieces), strict=True))
+        weights = [len(part) / len(x) for part, _ in parts]
+        for i, (part, seeds) in enumerate(parts):
+            with self._together(self._parallel_objective, last=i == len(parts) - 1):
+                outcome = self._parallel_objective(part, seeds.tolist(), self._seeds([-1])[0], critic, processes.mean)
+                (outcome.loss * weights[i]).backward()
             outcome.loss = outcome.loss.detach()
             outcomes.append(outcome)
         norm = self._update(self.optimiser)
@@ -226,7 +165,7 @@ class Trainer:
         if critic is not None:
             terms["critic"] = self._critic_step(x, torch.cat([outcome.y for outcome in outcomes]))
         self.step += 1
-        self._update_average()
+        update_average(self.averaged, self.model, self.step, recipe.optim)
         self._midway = False
         values = processes.mean(torch.stack([value.float().reshape(()).to(self.device) for value in terms.values()]))
         return dict(zip(terms, values.tolist()))
@@ -245,8 +184,9 @@ class Trainer:
         self.critic_optimiser.zero_grad(set_to_none=True)
         total = torch.zeros((), device=x.device)
         pieces = self.recipe.optim.accumulate
-        for last, (real, fake) in _marked(list(zip(x.chunk(pieces), y.chunk(pieces)))):
-            with self._together(self._parallel_critic, last):
+        parts = list(zip(x.chunk(pieces), y.chunk(pieces), strict=True))
+        for i, (real, fake) in enumerate(parts):
+            with self._together(self._parallel_critic, last=i == len(parts) - 1):
                 with torch.autocast(x.device.type, torch.bfloat16, enabled=self.recipe.run.precision == "bf16"):
                     loss = discriminator_step(self._parallel_critic, real, fake) * (len(real) / len(x))
                 loss.backward()
@@ -255,79 +195,58 @@ class Trainer:
         return total
 
     def _update(self, optimiser: torch.optim.Optimizer) -> Tensor:
-        """Clip, set the rate and step; returns the first group's gradient norm before clipping.
-
-        Raises:
-            CvvaeError: a gradient is not finite; nothing was changed.
-        """
-        factor = rate_factor(self.step, self.recipe.optim)
-        # Group by group: the linear maps' gradients are so much larger that they would decide for the networks.
-        norms = [torch.nn.utils.clip_grad_norm_(group["params"], self.recipe.optim.clip) for group in optimiser.param_groups]
-        if not torch.stack(norms).isfinite().all():
-            advice = "lower the learning rate and go on from the last checkpoint"
-            raise CvvaeError(f"Step {self.step + 1} has a gradient that is not finite; {advice}.")
-        for group in optimiser.param_groups:
-            group["lr"] = group["peak"] * factor
+        """Clip and step; returns the first group's gradient norm before clipping."""
+        norm = prepare_step(optimiser, self.step, self.recipe.optim)
         self._midway = True  # from here to the end of the step, state is of no step and must not be saved
         optimiser.step()
-        return norms[0]
-
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        decay = min(self.recipe.optim.ema, (1 + self.step) / (10 + self.step))
-        for key, value in self.model.state_dict().items():
-            self.averaged[key].lerp_(value, 1 - decay)
+        return norm
 
     def run(self) -> None:
         """Train to the last step, logging and saving on the way.
 
-        Ctrl-C and SIGTERM end the run behind the step at hand, with a checkpoint.
+        Ctrl-C and SIGTERM end the run behind the step at hand, with a checkpoint, and are raised again then: where a
+        handler returns, so does this, short of the last step.
 
         Raises:
-            KeyboardInterrupt: so ended.
+            KeyboardInterrupt: Ctrl-C; or whatever else a signal's handler raises.
             DeviceError: out of memory.
             VideoError: a source can no longer be read.
             CvvaeError: a gradient was not finite. The checkpoint is that of the last whole step.
         """
         processes, first, saved = self.processes, self.step, self.step
         journal = Journal(self.folder.path, first, self.recipe.optim.steps, self.report) if processes.leads else None
-        try:
-            for stream, numbers, x in self._batches():
-                self.last_terms = self.train_step(x, numbers)
-                if journal is not None:
-                    self._note(journal, stream, x)
-                if self.step % self.recipe.run.checkpoint_every == 0:
+        with _held_signals() as held:
+            try:
+                for stream, numbers, x in self._batches():
+                    self.last_terms = self.train_step(x, numbers)
+                    if journal is not None:
+                        self._note(journal, stream, x)
+                    if self.step % self.recipe.run.checkpoint_every == 0:
+                        self.save()
+                        saved = self.step
+                    if held:
+                        break
+            except torch.OutOfMemoryError as error:
+                advice = "raise optim.accumulate, set run.recompute = true or lower the batches"
+                raise DeviceError(f"Device {self.device} ran out of memory in step {self.step + 1}; {advice}.") from error
+            finally:
+                if self.step > saved and not self._midway:
                     self.save()
-                    saved = self.step
-                if self._stopping:
-                    raise KeyboardInterrupt
-        except torch.OutOfMemoryError as error:
-            advice = "raise optim.accumulate, set run.recompute = true or lower the batches"
-            raise DeviceError(f"Device {self.device} ran out of memory in step {self.step + 1}; {advice}.") from error
-        finally:
-            if self.step > saved and not self._midway:
-                self.save()
-            if journal is not None:
-                journal.close()
+                if journal is not None:
+                    journal.close()
         processes.wait()
 
     def _batches(self) -> Iterator[tuple[int, list[int], Tensor]]:
-        """Stream, numbers and windows of each step that is left; signals only leave a mark meanwhile."""
+        """Stream, numbers and windows of each step that is left."""
         sampler, workers = self._sampler(), self.recipe.run.workers
         pinned = self.device.type == "cuda"
         loader = DataLoader(MixedWindows(self.streams), batch_sampler=sampler, num_workers=workers, pin_memory=pinned)
-        with _signals(self._stop):
-            try:
-                for (stream, numbers), x in zip(sampler, loader, strict=True):
-                    yield stream, numbers, x
-            except VideoError as error:
-                # A worker's error comes back with its whole trace as its message.
-                raise VideoError(str(error).splitlines()[-1].removeprefix("cvvae_cli.errors.VideoError: ")) from error
-
-    def _stop(self, number: int, frame: object) -> None:
-        if self._stopping:
-            raise KeyboardInterrupt  # asked twice: at once
-        self._stopping = True
+        try:
+            for (stream, numbers), x in zip(sampler, loader, strict=True):
+                yield stream, numbers, x
+        except VideoError as error:
+            # A worker's error comes back with its whole trace as its message.
+            raise VideoError(str(error).splitlines()[-1].removeprefix("cvvae_cli.errors.VideoError: ")) from error
 
     def _note(self, journal: Journal, index: int, x: Tensor) -> None:
         run, config = self.recipe.run, self.recipe.streams[index]
@@ -347,34 +266,32 @@ class Trainer:
 
 
 @contextlib.contextmanager
-def _signals(handler: Callable[[int, object], None]) -> Iterator[None]:
-    """Lets a handler have Ctrl-C and SIGTERM for a while."""
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+def _held_signals() -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM wait: one that comes inside is put down in the list that this gives, and raised again behind.
+
+    A second one of its kind acts at once. What is ignored stays so. Python sets handlers in the main thread alone;
+    in another, nothing is held.
+    """
+    held: list[int] = []
+
+    def hold(number: int, frame: object) -> None:
+        if number in held:
+            signal.signal(number, before[number])
+            signal.raise_signal(number)
+        else:
+            held.append(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: handler for number in numbers if (handler := signal.getsignal(number)) not in (signal.SIG_IGN, None)}
     try:
-        yield
+        for number in before:
+            signal.signal(number, hold)
+        yield held
     finally:
-        for number, old in before.items():
-            signal.signal(number, old)
-
-
-def _marked(items: list) -> Iterator[tuple[bool, tuple]]:
-    """Each item with whether it is the last."""
-    for number, item in enumerate(items, 1):
-        yield number == len(items), item
-
-
-def _silent(line: str) -> None:
-    """Processes that do not lead say nothing."""
-
-
-def _adamw(groups: list[dict], optim: OptimConfig) -> torch.optim.AdamW:
-    return torch.optim.AdamW(groups, lr=0.0, betas=optim.betas, eps=optim.eps, fused=True)
-
-
-def _chunks(values: list[int], pieces: int) -> list[list[int]]:
-    """Cut a list as `torch.chunk` cuts a batch."""
-    size = -(-len(values) // pieces)
-    return [values[i : i + size] for i in range(0, len(values), size)]
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for number in held:
+        signal.raise_signal(number)
 
 
 def _mean_terms(outcomes: list[Outcome], weights: list[float]) -> dict[str, Tensor]:

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from cvvae_cli import compact, layers
 from cvvae_cli.autoencoder import Autoencoder
 from cvvae_cli.compact import CompactDecoder
-from cvvae_cli.image_model import ImageModel
+from cvvae_cli.errors import UsageError
+from cvvae_cli.image_model import ImageModel, load_image_model
 from cvvae_cli.posterior import DiagonalGaussian
 from cvvae_cli.training.discriminator import PatchDiscriminator3d, adaptive_weight, hinge_generator_loss
 from cvvae_cli.training.losses import LearnedVariance, kl_per_element, psnr_db, reconstruction_error, temporal_error
@@ -39,13 +42,15 @@ class Objective(nn.Module):
 
     Args:
         recipe: the run.
-        model: what is trained.
+        model: what is trained. Where the recipe says `recompute`, its blocks keep their inputs alone from here on.
         image_model: the frozen picture autoencoder, None without regularisation.
     """
 
     def __init__(self, recipe: Recipe, model: Autoencoder, image_model: ImageModel | None) -> None:
         super().__init__()
         self.recipe, self.model = recipe, model
+        if recipe.run.recompute:
+            recompute_blocks(model)
         self.image_model = None if image_model is None else image_model.frozen()
         self.perceptual = load_perceptual(recipe.loss.perceptual)
         sides = recipe.regularisation.side
@@ -73,15 +78,15 @@ class Objective(nn.Module):
         """
         loss, rule = self.recipe.loss, self.recipe.regularisation
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.recipe.run.precision == "bf16"):
-            posterior = DiagonalGaussian(self.model.encode(x).float())
-            z = posterior.mean + posterior.std * window_noise(posterior.mean, noise)
+            moments = self.model.encode(x).float()
+            z = sample_windows(moments, noise)
             y = self.model.decode(z)
             errors = self._errors(y, x) | self._sides(x, z, map_seed)
         terms = {name: error.mean() for name, error in errors.items()}
         visible = errors["reconstruction"] + (loss.perceptual_weight * errors["perceptual"] if "perceptual" in errors else 0)
         reconstruction = self._weighed("reconstruction", visible)
         flicker = temporal_error(y, x, loss.temporal_norm, loss.floor)
-        terms |= {"kl": kl_per_element(posterior).mean(), "temporal": flicker.mean()}
+        terms |= {"kl": kl_per_element(DiagonalGaussian(moments)).mean(), "temporal": flicker.mean()}
         total = reconstruction + loss.kl_weight * terms["kl"] + loss.temporal_weight * terms["temporal"]
         for side, weight in (("decoder_side", rule.decoder_weight), ("encoder_side", rule.encoder_weight)):
             if side in errors:
@@ -120,13 +125,42 @@ class Objective(nn.Module):
         return (self.variances[name](error) if name in self.variances else error).mean()
 
 
+def load_frozen(recipe: Recipe, device: torch.device) -> ImageModel | None:
+    """The picture autoencoder that the recipe regularises against, float32; None without regularisation.
+
+    Raises:
+        UsageError: its latents have other channels than the recipe's model.
+        ModelError: it cannot be loaded.
+    """
+    rule = recipe.regularisation
+    if rule.side == "none":
+        return None
+    frozen = load_image_model(rule.image_model, device, torch.float32)
+    wanted = recipe.model.latent_channels
+    if frozen.latent_channels != wanted:
+        has = f"{frozen.latent_channels} latent channels"
+        raise UsageError(f"Recipe regularisation.image_model has {has} and [model] {wanted}; make them agree.")
+    return frozen
+
+
 def last_weight(model: Autoencoder) -> nn.Parameter:
     """The weight of the decoder's last convolution, where the adaptive weight compares gradients."""
     decoder = model.decoder
     return decoder.patch_out.weight if isinstance(decoder, CompactDecoder) else decoder.out.conv.weight
 
 
-def window_noise(like: Tensor, seeds: list[int]) -> Tensor:
-    """Standard normal noise of the shape of `like` (B, ...), each window's from its own seed, drawn on the CPU."""
-    draws = [torch.randn(like.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return torch.stack(draws).to(like.device)
+def sample_windows(moments: Tensor, seeds: list[int]) -> Tensor:
+    """A latent of each window, drawn with its own seed: moments (B, 2z, t, h, w) -> (B, z, t, h, w)."""
+    windows = zip(moments.split(1), seeds, strict=True)
+    return torch.cat([DiagonalGaussian(window).sample(torch.Generator().manual_seed(seed)) for window, seed in windows])
+
+
+def recompute_blocks(model: nn.Module) -> None:
+    """Let every residual block keep its input only and compute the rest again on the way back."""
+    for module in model.modules():
+        if isinstance(module, (layers.ResidualBlock, compact.ResidualBlock)):
+            module.forward = _recomputed(module.forward)
+
+
+def _recomputed(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda x: checkpoint(forward, x, use_reentrant=False, preserve_rng_state=False)  # blocks draw nothing

@@ -7,6 +7,7 @@ one `[[streams]]` per kind of window. Only `[run]`, `[optim]` and one stream are
 import math
 import tomllib
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
@@ -191,28 +192,31 @@ class Recipe:
             raise UsageError(f"Recipe optim.hold {self.optim.hold} must lie in 0 .. steps ({self.optim.steps}).")
 
 
+_LEAST = {
+    0: (
+        "run.seed", "run.pictures_every", "run.workers", "start.linear_windows", "start.picture_strength",
+        "optim.learning_rate", "optim.linear_rate", "optim.warmup", "optim.clip", "optim.weight_decay", "optim.final_rate",
+        "loss.floor", "loss.kl_weight", "loss.temporal_weight", "loss.perceptual_weight", "regularisation.decoder_weight",
+        "regularisation.encoder_weight", "adversarial.weight", "adversarial.start_step",
+    ),
+    1: ("run.checkpoint_every", "run.log_every", "optim.steps", "optim.accumulate", "adversarial.layers"),
+}  # fmt: skip
+"""Least values of the numbers that have one and no largest."""
+
+
 def _check_ranges(recipe: "Recipe") -> None:
-    """One rule for every number: its least value, and where there is one the value it must stay below."""
-    run, optim, loss, rule, critic = recipe.run, recipe.optim, recipe.loss, recipe.regularisation, recipe.adversarial
-    rules = (
-        ("run.seed", run.seed, 0, None), ("run.checkpoint_every", run.checkpoint_every, 1, None), ("run.log_every", run.log_every, 1, None),
-        ("run.pictures_every", run.pictures_every, 0, None), ("run.workers", run.workers, 0, None),
-        ("start.linear_windows", recipe.start.linear_windows, 0, None), ("start.picture_strength", recipe.start.picture_strength, 0, None),
-        ("optim.steps", optim.steps, 1, None), ("optim.learning_rate", optim.learning_rate, 0, None),
-        ("optim.linear_rate", optim.linear_rate, 0, None), ("optim.warmup", optim.warmup, 0, None), ("optim.clip", optim.clip, 0, None),
-        ("optim.accumulate", optim.accumulate, 1, None), ("optim.ema", optim.ema, 0, 1), ("optim.weight_decay", optim.weight_decay, 0, None),
-        ("optim.final_rate", optim.final_rate, 0, None), *((f"optim.betas[{i}]", beta, 0, 1) for i, beta in enumerate(optim.betas)),
-        ("loss.floor", loss.floor, 0, None), ("loss.kl_weight", loss.kl_weight, 0, None), ("loss.temporal_weight", loss.temporal_weight, 0, None),
-        ("loss.perceptual_weight", loss.perceptual_weight, 0, None), ("regularisation.decoder_weight", rule.decoder_weight, 0, None),
-        ("regularisation.encoder_weight", rule.encoder_weight, 0, None), ("adversarial.weight", critic.weight, 0, None),
-        ("adversarial.start_step", critic.start_step, 0, None), ("adversarial.layers", critic.layers, 1, None),
-    )  # fmt: skip
-    for name, value, least, below in rules:
-        if not least <= value < (math.inf if below is None else below):
-            bounds = f"{least} or more" + ("" if below is None else f" and below {below}")
-            raise UsageError(f"Recipe {name} {value} must be {bounds}; correct it.")
-    if len(optim.betas) != 2:
-        raise UsageError(f"Recipe optim.betas has {len(optim.betas)} values and must have 2; correct it.")
+    """Numbers alone; what contradicts another is the recipe's own to see."""
+    for least, names in _LEAST.items():
+        for name in names:
+            value = attrgetter(name)(recipe)
+            if not least <= value < math.inf:
+                raise UsageError(f"Recipe {name} {value} must be {least} or more; correct it.")
+    betas = recipe.optim.betas
+    for name, value in [("ema", recipe.optim.ema), *((f"betas[{i}]", beta) for i, beta in enumerate(betas))]:
+        if not 0 <= value < 1:
+            raise UsageError(f"Recipe optim.{name} {value} must be 0 or more and below 1; correct it.")
+    if len(betas) != 2:
+        raise UsageError(f"Recipe optim.betas has {len(betas)} values and must have 2; correct it.")
 
 
 TABLES = {

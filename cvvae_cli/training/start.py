@@ -55,7 +55,8 @@ def _inflated(recipe: Recipe, streams: list[WindowStream], report: Callable[[str
             latents = torch.cat([image.encode(batch[:, :, 0]) for batch in pictures])
         return inflate_official(image.network, recipe.model, latents)
     if not isinstance(image.network, Autoencoder):
-        raise UsageError(f"Recipe start.model {start.model} is diffusers' and [model] compact; inflate a compact picture autoencoder.")
+        advice = "inflate a compact picture autoencoder"
+        raise UsageError(f"Recipe start.model {start.model} is diffusers' and [model] compact; {advice}.")
     model = inflate(image.network, recipe.model)
     if start.linear_windows:
         report(f"fitting the linear maps to video on {start.linear_windows} windows")
@@ -65,7 +66,13 @@ def _inflated(recipe: Recipe, streams: list[WindowStream], report: Callable[[str
 
 
 def fit_windows(recipe: Recipe, streams: list[WindowStream], count: int) -> list[torch.Tensor]:
-    """About `count` windows to fit linear maps on, held in memory, in batches of one shape: of the streams with most frames, by their shares."""
+    """About `count` windows to fit linear maps on, of the streams with most frames, by their shares.
+
+    Returns:
+        Batches (B, 3, T, H, W) in [-1, 1], each of one stream, B at most `LINEAR_BATCH`.
+
+    Memory: all of them are held at once, float32 on the CPU.
+    """
     longest = max(stream.config.frames for stream in streams)
     chosen = [stream for stream in streams if stream.config.frames == longest]
     total = sum(stream.config.share * stream.config.batch for stream in chosen)
