@@ -1,0 +1,20 @@
+"""`cvvae roundtrip`: what it answers."""
+
+import command_line
+from command_line import QUALITY_KEYS, pictures
+from safetensors.torch import load_file
+
+folder, cvvae, answer = command_line.folder, command_line.cvvae, command_line.answer
+ROUNDTRIP_KEYS = QUALITY_KEYS | {"psnr_file_db", "latent_bytes", "bits_per_pixel", "encode_fps", "decode_fps", "peak_mib"}
+
+
+def test_roundtrip_prints_what_is_promised(folder, answer, tmp_path):
+    values = answer("roundtrip", "clip.mp4")
+    assert set(values) >= ROUNDTRIP_KEYS and values["psnr_file_db"] is None
+    assert values["device"] == "cpu" and values["dtype"] == "float32"
+    words = ["--frames", "6", "--size", "40x24", "--tile", "100", "--latent-dtype", "float32"]
+    values = answer("roundtrip", "clip.mp4", tmp_path / "back.mkv", "--codec", "ffv1", "--latents", tmp_path / "x", *words)
+    assert (values["frames"], values["width"], values["height"]) == (6, 40, 24)
+    assert values["psnr_file_db"] == values["psnr_db"] and values["latent_bytes"] == 3 * 4 * 3 * 5 * 4
+    assert pictures(tmp_path / "back.mkv").shape == (6, 24, 40, 3) and load_file(tmp_path / "x")["latents"].shape == (3, 4, 3, 5)
+    assert "Tile 100 px with overlap 24 px is rounded to 96 and 24 px (cells of 8 px)." in values["notes"]
