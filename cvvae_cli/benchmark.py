@@ -1,116 +1,36 @@
 """How fast a model runs on this machine, how much memory it takes, and how near that is to what the machine can do.
 
 One window at a time, as the network sees it: no tiles around it, no video file, no crossfade. Its operations are
-set against a matrix product measured in the same process with the same threads. This module knows no table and no
-command line, and it does not look at what the model computes.
+set against a matrix product measured in the same process with the same threads and, if asked, its speed, memory and
+output against the same network in plain form. This module knows no table and no command line.
 """
 
 import itertools
-import platform
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Literal
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from cvvae_cli.agreement import Agreement, agreement_of_moments, agreement_of_videos
 from cvvae_cli.autoencoder import Autoencoder
-from cvvae_cli.config import ModelConfig, config_to_dict
+from cvvae_cli.bench_report import BenchReport, BenchRow, PlainComparison, RunDirection
 from cvvae_cli.errors import DeviceError, UsageError
 from cvvae_cli.geometry import SPATIAL_COMPRESSION_RATIO as CELL
 from cvvae_cli.geometry import TEMPORAL_COMPRESSION_RATIO as STEP
 from cvvae_cli.geometry import cell_count, latent_frame_count
-from cvvae_cli.matmul_rate import MatmulRate, matmul_rate, seconds_of
-from cvvae_cli.operation_count import count_flops
-from cvvae_cli.peak_memory import peak_memory
+from cvvae_cli.machine import device_name, lists_amx_bf16
+from cvvae_cli.matmul_rate import MatmulRate, matmul_rate
+from cvvae_cli.model_names import shown_name
+from cvvae_cli.operation_count import WindowWork, count_flops, count_plain_flops
+from cvvae_cli.peak_memory import MIB
+from cvvae_cli.plain_form import PlainForm
+from cvvae_cli.window_timing import Timing, time_in_turns
 
-RunDirection = Literal["encode", "decode"]
 DIRECTIONS: tuple[RunDirection, ...] = ("encode", "decode")
 CPU_ALLOCATOR_FAILED = "can't allocate memory"
-
-
-@dataclass(frozen=True)
-class BenchRow:
-    """One direction at one tile size; rates come from the best run.
-
-    Attributes:
-        direction: "encode" or "decode".
-        tile: width and height of the window in pixels.
-        frames: frames in the window.
-        seconds, median_seconds: of the best and the median run, input and output on the device.
-        fps: frames per second.
-        mpixel_per_s: million pixels (of all frames) per second.
-        flops: as `operation_count` counts.
-        tflops: 1e12 of those per second.
-        matmul_share: `tflops` over the report's `matmul_tflops`; above 1 where convolutions run by a quicker algorithm.
-        peak_mib: most memory at any time of an untimed run. CUDA: of torch's allocator, weights included. CPU:
-            resident memory of the whole process, interpreter, libraries and weights included. None where it cannot be read.
-        growth_mib: what of it was not there before the run began, so the window's own, without weights and input.
-    """
-
-    direction: RunDirection
-    tile: int
-    frames: int
-    seconds: float
-    median_seconds: float
-    fps: float
-    mpixel_per_s: float
-    flops: int
-    tflops: float
-    matmul_share: float
-    peak_mib: float | None
-    growth_mib: float | None
-
-    def to_dict(self) -> dict:
-        """A JSON-ready dictionary."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class BenchReport:
-    """What was measured, and on what.
-
-    Attributes:
-        device: as torch names it, e.g. "cuda:0".
-        device_name: the processor's or GPU's own name.
-        dtype: of weights and activations, e.g. "bfloat16".
-        model, sha256: from the model's identity; None for weights that came from no file.
-        config: the architecture.
-        torch: version.
-        threads: CPU threads of one operation.
-        cpu_capability: vector instructions that torch uses, e.g. "AVX512".
-        amx: the CPU lists AMX's bfloat16 tiles.
-        commit: of the program, as the caller gave it.
-        repeats, warmup: timed and untimed runs of each row.
-        matmul_size, matmul_tflops: the matrix product that `matmul_share` refers to.
-        rows: encode and decode of each tile, in the order asked for.
-        notes: sentences about what is missing.
-    """
-
-    device: str
-    device_name: str
-    dtype: str
-    model: str | None
-    sha256: str | None
-    config: ModelConfig
-    torch: str
-    threads: int
-    cpu_capability: str
-    amx: bool
-    commit: str | None
-    repeats: int
-    warmup: int
-    matmul_size: int
-    matmul_tflops: float
-    rows: tuple[BenchRow, ...]
-    notes: tuple[str, ...]
-
-    def to_dict(self) -> dict:
-        """A JSON-ready dictionary."""
-        lists = {"rows": [row.to_dict() for row in self.rows], "notes": list(self.notes)}
-        return {**asdict(self), "config": config_to_dict(self.config), **lists}
 
 
 def silent(sentence: str) -> None:
@@ -125,6 +45,7 @@ def measure(
     warmup: int = 1,
     commit: str | None = None,
     report: Callable[[str], None] = silent,
+    plain: PlainForm | None = None,
 ) -> BenchReport:
     """Time encode and decode of one window per tile size, on the model's device and in its dtype.
 
@@ -136,6 +57,8 @@ def measure(
         warmup: untimed runs before, >= 1: memory is read during the first, where looking does not disturb a clock.
         commit: of the program, for the record.
         report: called with a line of progress after each run.
+        plain: the same network, on the same device, to run in turns with the model and to compare it with. Its input
+            is not rounded to the model's dtype, so that the error of this rounding counts.
 
     Returns:
         Two rows per tile. Where a later window does not fit the device's memory, the rows before it and a note.
@@ -145,114 +68,142 @@ def measure(
         DeviceError: the first window does not fit the device's memory.
     """
     _check_arguments(tiles, frames, repeats, warmup)
-    dtype = _dtype_name(model.dtype)
     rate = matmul_rate(model.device, model.dtype)
-    report(f"matrix product of {rate.size} x {rate.size} in {dtype}: {rate.flops_per_second / 1e12:.3g} TFLOP/s")
-    timings: list[_Timing] = []
+    report(f"matrix product of {rate.size} x {rate.size} in {_name(model.dtype)}: {rate.flops_per_second / 1e12:.3g} TFLOP/s")
+    measured: list[_Measured] = []
     notes: list[str] = []
     for tile, direction in itertools.product(tiles, DIRECTIONS):
         try:
-            timings.append(_time_window(model, direction, (frames, tile), (repeats, warmup), report))
+            measured.append(_measure_window(model, plain, _Window(direction, tile, frames), (repeats, warmup), report))
         except RuntimeError as error:
             # The CPU's allocator has no error class of its own.
             if not isinstance(error, torch.OutOfMemoryError) and CPU_ALLOCATOR_FAILED not in str(error):
                 raise
             message = f"Device {model.device} ran out of memory on a tile of {tile} px ({direction}); pass a smaller --tile."
-            if not timings:
+            if not measured:
                 raise DeviceError(message) from error
             notes.append(message)
             report(message)
             break
     # Only now: counting loads torch's tracing machinery, about 100 MiB that no encode or decode needs.
     report("counting operations")
-    work = {tile: count_flops(model, frames, tile, tile) for tile in {timing.tile for timing in timings}}
-    rows = tuple(_row(timing, frames, getattr(work[timing.tile], timing.direction), rate) for timing in timings)
+    marks = _marks(model, plain, rate, [done.window for done in measured])
     identity = model.identity
     return BenchReport(
-        device=str(model.device), device_name=device_name(model.device), dtype=dtype,
-        model=identity and identity.name, sha256=identity and identity.sha256, config=model.config,
+        device=str(model.device), device_name=device_name(model.device),
+        dtype=_name(model.dtype), weights_mib=marks.weights_mib,
+        plain_dtype=plain and _name(plain.dtype), plain_weights_mib=marks.plain_weights_mib,
+        model=identity and shown_name(identity.name), sha256=identity and identity.sha256, config=model.config,
         torch=torch.__version__, threads=torch.get_num_threads(),
-        cpu_capability=torch.backends.cpu.get_cpu_capability(), amx="amx_bf16" in _cpu_field("flags").split(),
+        cpu_capability=torch.backends.cpu.get_cpu_capability(), amx=lists_amx_bf16(),
         commit=commit, repeats=repeats, warmup=warmup,
-        matmul_size=rate.size, matmul_tflops=rate.flops_per_second / 1e12, rows=rows, notes=tuple(notes),
+        matmul_size=rate.size, matmul_tflops=rate.flops_per_second / 1e12,
+        rows=tuple(_row(done, marks) for done in measured), notes=tuple(notes),
     )  # fmt: skip
-
-
-def device_name(device: torch.device) -> str:
-    """What the GPU or CPU calls itself."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return _cpu_field("model name") or platform.machine()
 
 
 @dataclass(frozen=True)
-class _Timing:
-    """Seconds of each timed run; peak memory of an untimed one and the part of it that the run itself added."""
-
+class _Window:
     direction: RunDirection
     tile: int
-    seconds: list[float]
-    peak_mib: float | None
-    growth_mib: float | None
+    frames: int
+
+    def __str__(self) -> str:
+        return f"{self.direction} {self.frames} x {self.tile} x {self.tile}"
 
 
-def _time_window(
-    model: Autoencoder, direction: RunDirection, window: tuple[int, int], runs: tuple[int, int], report: Callable[[str], None]
-) -> _Timing:
-    """Run `window` = (frames, tile) `runs` = (repeats, warmup) times."""
-    x = _random_input(model, direction, *window)
-    network = model.encode if direction == "encode" else model.decode
-    repeats, warmup = runs
-    what = f"{direction} {window[0]} x {window[1]} x {window[1]}"
+@dataclass(frozen=True)
+class _Measured:
+    """The model's timing on one window; `plain` is that of the plain form and how near the model's output came."""
 
-    def once() -> None:
-        network(x)
-
-    seconds: list[float] = []
-    with torch.inference_mode():
-        peak, growth = peak_memory(model.device, once)
-        report(f"{what}: warm-up 1 of {warmup}")
-        for i in range(1, warmup):
-            once()
-            report(f"{what}: warm-up {i + 1} of {warmup}")
-        for i in range(repeats):
-            seconds.append(seconds_of(model.device, once))
-            report(f"{what}: run {i + 1} of {repeats}, {seconds[-1]:.3g} s")
-    return _Timing(direction, window[1], seconds, peak, growth)
+    window: _Window
+    timing: Timing
+    plain: tuple[Timing, Agreement] | None
 
 
-def _random_input(model: Autoencoder, direction: RunDirection, frames: int, tile: int) -> Tensor:
-    """Noise of the right shape and range in the layout that the network works in, so that no copy is timed."""
+def _measure_window(
+    model: Autoencoder, plain: PlainForm | None, window: _Window, runs: tuple[int, int], report: Callable[[str], None]
+) -> _Measured:
+    """Run one window `runs` = (repeats, warmup) times."""
+    encodes = window.direction == "encode"
+    calls: dict[str, Callable[[], Tensor]] = {}
+    if plain is not None:
+        calls[f"{window}, plain form"] = partial(plain.encode if encodes else plain.decode, _random_input(model, window))
+    # In the layout that the network works in, so that no copy is timed.
+    x = _random_input(model, window).to(model.dtype, memory_format=torch.channels_last_3d)
+    calls[f"{window}"] = partial(model.encode if encodes else model.decode, x)
+    timings, outputs = time_in_turns(model.device, calls, *runs, report)
+    if plain is None:
+        return _Measured(window, timings[0], None)
+    agree = agreement_of_moments if encodes else agreement_of_videos
+    return _Measured(window, timings[1], (timings[0], agree(outputs[1], outputs[0])))
+
+
+def _random_input(model: Autoencoder, window: _Window) -> Tensor:
+    """Noise of the right shape and range, float32 and contiguous, on the model's device."""
     generator = torch.Generator().manual_seed(0)
-    if direction == "encode":
-        x = torch.rand(1, 3, frames, tile, tile, generator=generator) * 2 - 1
-    else:
-        shape = (1, model.latent_channels, latent_frame_count(frames), cell_count(tile), cell_count(tile))
-        x = torch.randn(shape, generator=generator)
-    return x.to(model.device, model.dtype, memory_format=torch.channels_last_3d)
+    frames, tile = window.frames, window.tile
+    if window.direction == "encode":
+        return (torch.rand(1, 3, frames, tile, tile, generator=generator) * 2 - 1).to(model.device)
+    shape = (1, model.latent_channels, latent_frame_count(frames), cell_count(tile), cell_count(tile))
+    return torch.randn(shape, generator=generator).to(model.device)
 
 
-def _row(timing: _Timing, frames: int, flops: int, rate: MatmulRate) -> BenchRow:
-    best = min(timing.seconds)
+@dataclass(frozen=True)
+class _Marks:
+    """What rates, shares and ratios refer to; work by tile."""
+
+    rate: MatmulRate
+    weights_mib: float
+    work: dict[int, WindowWork]
+    plain_weights_mib: float | None
+    plain_work: dict[int, WindowWork]
+
+
+def _marks(model: Autoencoder, plain: PlainForm | None, rate: MatmulRate, windows: Sequence[_Window]) -> _Marks:
+    frames = {window.tile: window.frames for window in windows}
+    work = {tile: count_flops(model, frames[tile], tile, tile) for tile in frames}
+    weights_mib = sum(tensor.nbytes for tensor in itertools.chain(model.parameters(), model.buffers())) / MIB
+    if plain is None:
+        return _Marks(rate, weights_mib, work, None, {})
+    plain_work = {tile: count_plain_flops(model, frames[tile], tile, tile) for tile in frames}
+    return _Marks(rate, weights_mib, work, plain.weights_bytes / MIB, plain_work)
+
+
+def _row(done: _Measured, marks: _Marks) -> BenchRow:
+    window, timing = done.window, done.timing
+    best, flops = min(timing.seconds), getattr(marks.work[window.tile], window.direction)
     return BenchRow(
-        direction=timing.direction, tile=timing.tile, frames=frames,
+        direction=window.direction, tile=window.tile, frames=window.frames,
         seconds=best, median_seconds=statistics.median(timing.seconds),
-        fps=frames / best, mpixel_per_s=frames * timing.tile**2 / best / 1e6,
-        flops=flops, tflops=flops / best / 1e12, matmul_share=flops / best / rate.flops_per_second,
-        peak_mib=timing.peak_mib, growth_mib=timing.growth_mib,
+        fps=window.frames / best, mpixel_per_s=window.frames * window.tile**2 / best / 1e6,
+        flops=flops, tflops=flops / best / 1e12, matmul_share=flops / best / marks.rate.flops_per_second,
+        peak_mib=timing.peak_mib, growth_mib=timing.growth_mib, plain=_comparison(done, marks),
     )  # fmt: skip
 
 
-def _cpu_field(name: str) -> str:
-    """The first value of a field of /proc/cpuinfo; "" where there is none."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return ""
-    return next((value.strip() for key, _, value in (line.partition(":") for line in lines) if key.strip() == name), "")
+def _comparison(done: _Measured, marks: _Marks) -> PlainComparison | None:
+    if done.plain is None:
+        return None
+    plain, agreement = done.plain
+    own, best = min(done.timing.seconds), min(plain.seconds)
+    flops = getattr(marks.plain_work[done.window.tile], done.window.direction)
+    return PlainComparison(
+        seconds=best, median_seconds=statistics.median(plain.seconds), flops=flops, tflops=flops / best / 1e12,
+        peak_mib=plain.peak_mib, growth_mib=plain.growth_mib,
+        speed_ratio=best / own, memory_ratio=_memory_ratio(done.timing, plain, marks),
+        plain_flops_matmul_share=flops / own / marks.rate.flops_per_second,
+        relative_error=agreement.relative_error, psnr_db=agreement.psnr_db,
+    )  # fmt: skip
 
 
-def _dtype_name(dtype: torch.dtype) -> str:
+def _memory_ratio(timing: Timing, plain: Timing, marks: _Marks) -> float | None:
+    if timing.growth_mib is None or plain.growth_mib is None or marks.plain_weights_mib is None:
+        return None
+    return (marks.weights_mib + timing.growth_mib) / (marks.plain_weights_mib + plain.growth_mib)
+
+
+def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 

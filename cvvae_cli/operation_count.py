@@ -1,4 +1,4 @@
-"""The floating-point operations of a model's two directions, counted from what really runs, not estimated.
+"""The floating-point operations of a network's two directions, counted from what really runs, not estimated.
 
 Nothing is computed on the way, so a model of any size is counted on any machine. This module knows no clock.
 """
@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cvvae_cli.autoencoder import Autoencoder
 from cvvae_cli.geometry import cell_count, latent_frame_count
+from cvvae_cli.plain_form import PlainForm
 
 
 @dataclass(frozen=True)
@@ -40,16 +41,37 @@ def count_flops(model: Autoencoder, frames: int, height: int, width: int) -> Win
     Raises:
         UsageError: (a ValueError) the window breaks these rules.
     """
+    return _counted(_twin(model), model.latent_channels, (frames, height, width))
+
+
+def count_plain_flops(model: Autoencoder, frames: int, height: int, width: int) -> WindowWork:
+    """Count the work of the model's plain form: what its architecture asks for, whatever the model itself saves.
+
+    Args:
+        model: any member, on any device, the meta device included.
+        frames: 1 + 4k.
+        height, width: pixels, multiples of 8; not checked.
+    """
+    return _counted(PlainForm(_twin(model)), model.latent_channels, (frames, height, width))
+
+
+def _twin(model: Autoencoder) -> Autoencoder:
     with torch.device("meta"):
-        twin = Autoencoder(model.config)
-        video = torch.empty(1, 3, frames, height, width)
-        latents = torch.empty(1, model.latent_channels, latent_frame_count(frames), cell_count(height), cell_count(width))
+        return Autoencoder(model.config)
+
+
+def _counted(network: Autoencoder | PlainForm, latent_channels: int, window: tuple[int, int, int]) -> WindowWork:
+    """The work of a network on the meta device on `window` = (frames, height, width)."""
+    frames, height, width = window
+    cells = (latent_frame_count(frames), cell_count(height), cell_count(width))
+    video = torch.empty(1, 3, *window, device="meta")
+    latents = torch.empty(1, latent_channels, *cells, device="meta")
     # Fused attention is one opaque operation that differs by device; taken apart it is matrix products everywhere.
     with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):
-        return WindowWork(_counted(twin.encode, video), _counted(twin.decode, latents))
+        return WindowWork(_flops_of(network.encode, video), _flops_of(network.decode, latents))
 
 
-def _counted(network: Callable[[Tensor], Tensor], x: Tensor) -> int:
+def _flops_of(direction: Callable[[Tensor], Tensor], x: Tensor) -> int:
     with FlopCounterMode(display=False) as counter:
-        network(x)
+        direction(x)
     return counter.get_total_flops()

@@ -11,10 +11,15 @@ from tiny_model import TINY, save_tiny_model
 
 from cvvae_cli import matmul_rate
 from cvvae_cli.autoencoder import Autoencoder, ModelIdentity
-from cvvae_cli.benchmark import BenchReport, BenchRow, measure
-from cvvae_cli.commands.bench import bench
+from cvvae_cli.bench_report import BenchReport, BenchRow, PlainComparison
+from cvvae_cli.benchmark import measure
+from cvvae_cli.checkpoint import load_model
+from cvvae_cli.commands.bench import PLAIN_HEAD, bench
+from cvvae_cli.config import CVVAEConfig
+from cvvae_cli.console import Reporter
 from cvvae_cli.errors import DeviceError, UsageError
-from cvvae_cli.operation_count import count_flops
+from cvvae_cli.operation_count import count_flops, count_plain_flops
+from cvvae_cli.plain_form import PlainForm
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 needs_proc = pytest.mark.skipif(platform.system() != "Linux", reason="resident memory is read from /proc")
@@ -67,6 +72,11 @@ def test_report_as_a_dictionary(model: Autoencoder) -> None:
     assert measure(model, [8], frames=1, repeats=1).model is None
 
 
+def test_a_local_path_stays_out_of_the_report(tmp_path: Path) -> None:
+    report = measure(load_model(save_tiny_model(tmp_path / "tiny.safetensors")), [8], frames=1, repeats=1)
+    assert report.model == "tiny.safetensors" and str(tmp_path) not in json.dumps(report.to_dict())
+
+
 def test_the_command_answers_in_80_columns_and_in_full(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny = str(save_tiny_model(tmp_path / "tiny.safetensors"))
     bench([8], tiny, None, "cpu", "float32", frames=1, repeats=1)
@@ -77,6 +87,89 @@ def test_the_command_answers_in_80_columns_and_in_full(tmp_path: Path, capsys: p
     answer = json.loads(capsys.readouterr().out)
     assert set(answer) == {field.name for field in fields(BenchReport)}
     assert [set(row) for row in answer["rows"]] == 2 * [{field.name for field in fields(BenchRow)}]
+
+
+@pytest.fixture(scope="module")
+def official() -> Autoencoder:
+    torch.manual_seed(0)
+    return Autoencoder(CVVAEConfig(channels=(8, 8, 16, 16), blocks_per_level=1, norm_groups=4)).eval()
+
+
+def test_figures_beside_the_plain_form(official: Autoencoder) -> None:
+    lines: list[str] = []
+    report = measure(official, [64], frames=5, repeats=2, report=lines.append, plain=PlainForm(official))
+    work = count_plain_flops(official, 5, 64, 64)
+    assert work.decode > report.rows[1].flops
+    parameters = sum(parameter.numel() for parameter in official.parameters())
+    assert report.weights_mib == report.plain_weights_mib == parameters * 4 / 2**20 and report.plain_dtype == "float32"
+    for row, flops in zip(report.rows, (work.encode, work.decode)):
+        assert row.plain is not None and row.plain.flops == flops
+        assert 0 < row.plain.seconds <= row.plain.median_seconds
+        assert row.plain.tflops == pytest.approx(flops / row.plain.seconds / 1e12)
+        assert row.plain.speed_ratio == pytest.approx(row.plain.seconds / row.seconds)
+        assert row.plain.plain_flops_matmul_share == pytest.approx(flops / row.seconds / 1e12 / report.matmul_tflops)
+        assert row.plain.relative_error is not None and 0 < row.plain.relative_error < 1e-5
+        assert sum(line.startswith(f"{row.direction} 5 x 64 x 64, plain form: run") for line in lines) == 2
+    encode, decode = (row.plain for row in report.rows)
+    assert encode and encode.psnr_db is None and decode and decode.psnr_db == 100
+
+
+@needs_proc
+def test_memory_beside_the_plain_form(official: Autoencoder) -> None:
+    model = Autoencoder(official.config).bfloat16().eval()
+    report = measure(model, [128], frames=5, repeats=1, plain=PlainForm(official))
+    assert report.plain_weights_mib == 2 * report.weights_mib
+    for row in report.rows:
+        assert row.plain and row.plain.growth_mib and row.plain.peak_mib and row.growth_mib
+        assert row.plain.memory_ratio == pytest.approx(
+            (report.weights_mib + row.growth_mib) / (report.plain_weights_mib + row.plain.growth_mib)
+        )
+        assert row.plain.growth_mib > row.growth_mib
+
+
+def test_the_error_counts_rounded_weights_and_input(official: Autoencoder) -> None:
+    half = Autoencoder(official.config).eval()
+    half.load_state_dict(official.state_dict())
+    half.bfloat16()
+    errors = {
+        name: [row.plain.relative_error for row in measure(half, [16], 1, 1, plain=plain).rows if row.plain]
+        for name, plain in (("whole", PlainForm(official)), ("rounded", PlainForm(half, torch.bfloat16)))
+    }
+    assert all(error and 1e-3 < error < 5e-2 for error in errors["whole"])
+    assert errors["whole"] != errors["rounded"]
+
+
+def test_an_output_that_is_not_finite() -> None:
+    model = Autoencoder(TINY).eval()
+    plain = PlainForm(model)
+    with torch.no_grad():
+        for side in (model.encoder.analysis, model.decoder.synthesis):
+            side.bias.fill_(torch.inf)
+    report = measure(model, [8], frames=1, repeats=1, plain=plain)
+    assert [(row.plain.relative_error, row.plain.psnr_db) for row in report.rows if row.plain] == 2 * [(None, None)]
+    json.dumps(report.to_dict(), allow_nan=False)
+
+
+def test_the_command_against_the_plain_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny = str(save_tiny_model(tmp_path / "tiny.safetensors"))
+    bench([16], tiny, None, "cpu", "bfloat16", frames=1, repeats=1, against="eager")
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80 and sum(line.startswith("Beside its plain form in float32") for line in lines) == 1
+    assert sum("encode" in line for line in lines) == sum("decode" in line for line in lines) == 2
+    bench([16], tiny, None, "cpu", "bfloat16", frames=1, repeats=1, against="eager", as_json=True)
+    answer = json.loads(capsys.readouterr().out)
+    assert [set(row["plain"]) for row in answer["rows"]] == 2 * [{field.name for field in fields(PlainComparison)}]
+    # The plain form has weights of its own, which bfloat16 has not rounded.
+    assert answer["plain_dtype"] == "float32" and all(1e-4 < row["plain"]["relative_error"] < 5e-2 for row in answer["rows"])
+    with pytest.raises(UsageError, match="'lazy'.*--against eager"):
+        bench([16], "no such model", against="lazy")
+
+
+def test_the_second_table_fits_in_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    widest = ["8192", "encode", "0.00123", "0.00123", "10.5", "100 %", "0.0123", "4.9e-03", "61.3"]
+    Reporter().grid({}, "title", PLAIN_HEAD, [widest])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80 and all(any(cell in line for line in lines) for cell in widest)
 
 
 @needs_proc
