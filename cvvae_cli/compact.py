@@ -209,7 +209,9 @@ class CompactDecoder(nn.Module):
         self.reach = reach = reach_of(config)
         self.shared = config.shared_channels
         self.gate = CodeGate(config)
-        self.synthesis = Conv3d(config.spread_channels, RGB * math.prod(reach.block), (reach.taps, 3, 3))
+        block_channels, rank = RGB * math.prod(reach.block), config.synthesis_rank
+        self.synthesis = Conv3d(config.spread_channels, rank or block_channels, (reach.taps, 3, 3), bias=not rank)
+        self.synthesis_out = Conv3d(rank, block_channels, 1) if rank else nn.Identity()
         self.conv_in = Conv3d(config.spread_channels, c3, (reach.taps, 3, 3), padding=(reach.taps // 2, 1, 1))
         self.stage3 = _stage(c3, n3, reach.taps, causal=False)
         self.up2 = Conv3d(c3, reach.halving[0] * c2, 1)
@@ -234,7 +236,7 @@ class CompactDecoder(nn.Module):
         """The code's own prediction of the pixels, from what `spread` gave."""
         aside = self.reach.taps // 2
         blocks = self.synthesis(pad3d(code, (aside, aside, 1, 1, 1, 1), "replicate", "replicate"))
-        return _split_causally(blocks, self.reach.block)
+        return _split_causally(self.synthesis_out(blocks), self.reach.block)
 
     def residual(self, code: Tensor) -> Tensor:
         """What the network adds to it."""

@@ -52,6 +52,8 @@ class CompactConfig:
         encoder_blocks, decoder_blocks: residual blocks at the same three places.
         scaling_factor, shift_factor: as in `CVVAEConfig`.
         temporal: a video autoencoder; False is the same network without time, for pictures (T = 1) alone.
+        synthesis_rank: channels that the decoder's linear map goes through; 0 maps at once. Few carry all that its blocks
+            have in common (`training.narrowing`).
     """
 
     latent_channels: int = 16
@@ -65,6 +67,7 @@ class CompactConfig:
     scaling_factor: float = 1.0
     shift_factor: float = 0.0
     temporal: bool = True
+    synthesis_rank: int = 0
 
     def __post_init__(self) -> None:
         if not 0 < self.shared_channels < self.latent_channels or self.codes < 1:
@@ -112,6 +115,10 @@ def config_from_dict(data: dict) -> ModelConfig:
     return family(**values)
 
 
+SMALLEST_TILE = 64
+"""Pixels; below it, tiles are mostly overlap."""
+
+
 @dataclass(frozen=True)
 class Tiling:
     """How a video is cut for the network.
@@ -122,6 +129,7 @@ class Tiling:
         chunk_overlap: frames that neighbouring chunks crossfade, a multiple of 4; 0 as the release does.
         chunk: frames per chunk, 1 + 4k.
         mode: "blend" (equal tiles, normalised overlap-add) or "official" (the release's algorithm).
+        batch: tiles of one row that the network sees in one call; changes nothing but rounding.
     """
 
     tile: int = 256
@@ -129,11 +137,14 @@ class Tiling:
     chunk_overlap: int = 4
     chunk: int = 17
     mode: Literal["blend", "official"] = "blend"
+    batch: int = 1
 
     def __post_init__(self) -> None:
         ratio_t, ratio_s = TEMPORAL_COMPRESSION_RATIO, SPATIAL_COMPRESSION_RATIO
-        if self.tile < 64:
-            raise UsageError(f"Tile {self.tile} px is too small; pass --tile 64 or more.")
+        if self.batch < 1:
+            raise UsageError(f"Batch {self.batch} must be 1 tile or more; pass --batch 1.")
+        if self.tile < SMALLEST_TILE:
+            raise UsageError(f"Tile {self.tile} px is too small; pass --tile {SMALLEST_TILE} or more.")
         if self.chunk < 5 or self.chunk % ratio_t != 1:
             raise UsageError(f"Chunk {self.chunk} must be 1 + 4k frames, at least 5; pass --chunk 17.")
         if self.mode == "official":

@@ -91,8 +91,8 @@ class _Weights:
         return self._tensors[f"{self._name}.weight"]
 
     @property
-    def bias(self) -> Tensor:
-        return self._tensors[f"{self._name}.bias"]
+    def bias(self) -> Tensor | None:
+        return self._tensors.get(f"{self._name}.bias")
 
 
 def _linear(x: Tensor, w: _Weights) -> Tensor:
@@ -246,7 +246,10 @@ def _decode_compact(z: Tensor, w: _Weights, config: CompactConfig) -> Tensor:
     gates = _gates(shared, w["gate"], reach.look)
     code = torch.cat([shared, *(gates[:, i, None] * gated for i in range(config.codes))], dim=1)
 
-    linear = _split(_conv3d(_repeat_border(code, (1, 1, 1, 1, aside, aside)), w["synthesis"]), reach.block)
+    blocks = _conv3d(_repeat_border(code, (1, 1, 1, 1, aside, aside)), w["synthesis"])
+    if config.synthesis_rank:
+        blocks = _conv3d(blocks, w["synthesis_out"])
+    linear = _split(blocks, reach.block)
     h = _conv3d(code, w["conv_in"], padding=(aside, 1, 1))
     h = _compact_stage(h, w["stage3"], n3, causal=False)
     h = _split(_conv3d(h, w["up2"]), reach.halving)

@@ -24,6 +24,7 @@ CONFIGS = {
     "compact": TINY,
     "compact-deep": replace(TINY, encoder_blocks=(2, 1, 2), decoder_blocks=(1, 2, 2), encoder_channels=(4, 8, 12)),
     "picture": replace(TINY, temporal=False),
+    "compact-narrow": replace(TINY, synthesis_rank=7),
 }
 SIZES = [(1, 1, 8, 8), (2, 5, 16, 24), (1, 9, 24, 8)]
 FLOAT64_ORDER = 1e-12  # another order of sums moved at most 6e-15

@@ -43,6 +43,8 @@ STREAM = "[[streams]]\nkind='video'\nsources=['c']\nbatch=2\ncrop=32\nframes=5\n
         (RUN + "[optim]\nsteps=1\nbetas=[0.9]\n" + STREAM, "betas"),
         (RUN + OPTIM + "[start]\nkind='linear'\n" + STREAM.replace("video", "image").replace("=5", "=1"), "more than one frame"),
         (RUN + OPTIM + "[adversarial]\nweight=1.0\nlayers=6\n" + STREAM, "crops of 64 px"),
+        (RUN + "export_rank=8\n" + OPTIM + "[model]\nfamily='cv-vae'\n" + STREAM, "run.export_rank narrows a compact video model"),
+        (RUN + OPTIM + "[start]\nkind='linear'\n[model]\nfamily='compact'\nsynthesis_rank=8\n" + STREAM, "synthesis_rank to 0"),
     ],
 )
 def test_wrong_recipes_are_refused_with_the_key(tmp_path: Path, text: str, word: str) -> None:

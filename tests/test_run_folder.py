@@ -1,12 +1,16 @@
 """The checkpoint on disk. Which runs may go on from it is tested with the loop."""
 
+import json
 import resource
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from training_runs import tiny_recipe
 
-from cvvae_cli.errors import ModelError, OutputError
+from cvvae_cli.errors import ModelError, OutputError, UsageError
+from cvvae_cli.training.recipe import recipe_to_dict
 from cvvae_cli.training.run_folder import RunFolder
 
 
@@ -40,6 +44,17 @@ def test_places_and_files_that_are_of_no_use(tmp_path: Path) -> None:
         RunFolder(tmp_path / "file" / "run")
     folder = RunFolder(tmp_path)
     folder.save({"step": 1})
-    folder.checkpoint.write_bytes(folder.checkpoint.read_bytes()[:-100])
-    with pytest.raises(ModelError, match="is damaged; remove it"):
-        folder.load()
+    for data in (folder.checkpoint.read_bytes()[:-100], b"half of it"):
+        folder.checkpoint.write_bytes(data)
+        with pytest.raises(ModelError, match="is damaged; remove it"):
+            folder.load()
+
+
+def test_what_a_newer_version_added_has_its_default_in_an_older_checkpoint(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path)
+    stored = recipe_to_dict(recipe)
+    del stored["model"]["synthesis_rank"], stored["run"]["export_rank"]
+    state = {"step": 1, "recipe": json.dumps(stored)}
+    RunFolder(tmp_path).check(state, replace(recipe, run=replace(recipe.run, export_rank=3)), {})
+    with pytest.raises(UsageError, match="optim.clip"):
+        RunFolder(tmp_path).check(state, replace(recipe, optim=replace(recipe.optim, clip=3.0)), {})

@@ -39,6 +39,7 @@ def train(
     o.require_free(export, overwrite)
     from cvvae_cli.checkpoint import resolve_device, save_model
     from cvvae_cli.training.loop import Trainer
+    from cvvae_cli.training.narrowing import exported_model
 
     trainer = Trainer(plan, folder, resolve_device(device), reporter.note)
     trainer.run()
@@ -46,6 +47,6 @@ def train(
         values = {"run_dir": str(folder), "steps": trainer.step, **trainer.last_terms, "exported": None}
         if export is not None:
             values["exported"] = str(export)
-            values["sha256"] = save_model(trainer.averaged_model(), export, trainer.provenance(), torch.float16)
+            values["sha256"] = save_model(exported_model(trainer), export, trainer.provenance(), torch.float16)
         reporter.answer(values, plan.run.name, [(key, str(value)) for key, value in values.items()])
     trainer.close()

@@ -30,6 +30,7 @@ class RunConfig:
     pictures_every: steps between strips of source and reconstruction in TensorBoard; 0 writes none.
     recompute: keep only the blocks' inputs and compute the rest again on the way back (activation checkpointing).
     workers: processes that make windows, for each device.
+    export_rank: channels that the linear map of an exported compact decoder is narrowed to (`training.narrowing`); 0 leaves it.
     """
 
     name: str
@@ -40,6 +41,7 @@ class RunConfig:
     pictures_every: int = 500
     recompute: bool = False
     workers: int = 1
+    export_rank: int = 0
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,10 @@ class Recipe:
             raise UsageError(f"Recipe start.kind {self.start.kind!r} needs start.model, a name, folder or file.")
         if self.start.kind == "linear" and not isinstance(self.model, CompactConfig):
             raise UsageError('Recipe start.kind "linear" fits the compact family only; choose "random" for family cv-vae.')
+        if self.run.export_rank and not (isinstance(self.model, CompactConfig) and self.model.temporal):
+            raise UsageError("Recipe run.export_rank narrows a compact video model; set it to 0 for another.")
+        if isinstance(self.model, CompactConfig) and self.model.synthesis_rank and self.start.kind not in ("random", "weights"):
+            raise UsageError(f"Recipe start.kind {self.start.kind!r} makes a wide linear map; set model.synthesis_rank to 0.")
         if self.regularisation.side != "none" and not self.regularisation.image_model:
             raise UsageError("Recipe regularisation.side needs regularisation.image_model, the frozen picture autoencoder.")
         still = all(stream.frames == 1 for stream in self.streams)
@@ -194,7 +200,7 @@ class Recipe:
 
 _LEAST = {
     0: (
-        "run.seed", "run.pictures_every", "run.workers", "start.linear_windows", "start.picture_strength",
+        "run.seed", "run.pictures_every", "run.export_rank", "run.workers", "start.linear_windows", "start.picture_strength",
         "optim.learning_rate", "optim.linear_rate", "optim.warmup", "optim.clip", "optim.weight_decay", "optim.final_rate",
         "loss.floor", "loss.kl_weight", "loss.temporal_weight", "loss.perceptual_weight", "regularisation.decoder_weight",
         "regularisation.encoder_weight", "adversarial.weight", "adversarial.start_step",

@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 
 from cvvae_cli.errors import ModelError, OutputError, UsageError
-from cvvae_cli.training.recipe import Recipe, recipe_to_dict
+from cvvae_cli.training.recipe import Recipe, recipe_from_dict, recipe_to_dict
 from cvvae_cli.whole_file import written_whole
 
 MAY_CHANGE = {
     "optim": {"steps"},
-    "run": {"checkpoint_every", "log_every", "pictures_every", "workers", "recompute"},
+    "run": {"checkpoint_every", "log_every", "pictures_every", "workers", "recompute", "export_rank"},
     "streams": {"cache"},
 }
 """What may change between the sittings of a run; `steps` only before the cosine begins."""
@@ -49,7 +49,7 @@ class RunFolder:
             return None
         try:
             return torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
             raise ModelError(f"{self.checkpoint} is damaged; remove it to begin anew, or name a new --run-dir.") from error
 
     def save(self, state: dict) -> None:
@@ -76,7 +76,9 @@ class RunFolder:
         Raises:
             UsageError: something differs that may not; it is named.
         """
-        saved, now = json.loads(state["recipe"]), json.loads(json.dumps(recipe_to_dict(recipe)))
+        # Read as a recipe, so that what a newer version added has its default.
+        began = recipe_from_dict(json.loads(state["recipe"]))
+        saved, now = (json.loads(json.dumps(recipe_to_dict(one))) for one in (began, recipe))
         before, after = saved["optim"]["steps"], recipe.optim.steps
         begin = max(recipe.optim.hold, recipe.optim.warmup)
         if before != after and (state["step"] > begin or after < state["step"]):
