@@ -1,4 +1,4 @@
-"""What a padding is: its arguments, the shape it gives, the memory format it keeps. No arithmetic on elements here.
+"""What paddings and group norms are given: shapes, groups, modes, memory formats. No arithmetic on elements here.
 
 Knows tensors' shapes and strides only; nothing of Triton, nothing of networks.
 """
@@ -25,6 +25,37 @@ def check_arguments(x: torch.Tensor, padding: Sequence[int], time_mode: str, spa
     for name, mode in (("time_mode", time_mode), ("space_mode", space_mode)):
         if mode not in PAD_MODES:
             raise ValueError(f"{name} {mode!r} is unknown; pass one of {', '.join(PAD_MODES)}.")
+
+
+def check_groups(x: torch.Tensor, groups: int) -> None:
+    """Refuses what has no group statistics.
+
+    Raises:
+        ValueError: x is not (B, C, T, H, W), has an empty axis or is not floating point, or groups does not divide C.
+    """
+    if x.dim() != 5 or x.numel() == 0:
+        raise ValueError(f"The input has shape {tuple(x.shape)}; pass (B, C, T, H, W) or (N, C, H, W) with no empty axis.")
+    if not x.is_floating_point():
+        raise ValueError(f"The input is {x.dtype}; a norm needs floating point.")
+    if groups < 1 or x.shape[1] % groups:
+        raise ValueError(f"{groups} groups do not divide {x.shape[1]} channels; pass a divisor.")
+
+
+def check_norm(
+    x: torch.Tensor, mean: torch.Tensor, rstd: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
+) -> None:  # fmt: skip
+    """Refuses statistics and affine parameters that do not belong to x.
+
+    Raises:
+        ValueError: as `check_groups`; mean and rstd are not both (B, groups), or weight and bias not both (C,).
+    """
+    if mean.dim() != 2 or mean.shape != rstd.shape or mean.shape[0] != x.shape[0]:
+        shapes = f"{tuple(mean.shape)} and {tuple(rstd.shape)}"
+        raise ValueError(f"mean and rstd have shapes {shapes}; pass (B, groups) with B = {x.shape[0]}.")
+    check_groups(x, mean.shape[1])
+    if not tuple(weight.shape) == tuple(bias.shape) == (x.shape[1],):
+        shapes = f"{tuple(weight.shape)} and {tuple(bias.shape)}"
+        raise ValueError(f"weight and bias have shapes {shapes}; pass ({x.shape[1]},), one for each channel.")
 
 
 def padded_shape(shape: Sequence[int], padding: Sequence[int]) -> tuple[int, int, int, int, int]:

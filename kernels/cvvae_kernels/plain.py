@@ -19,23 +19,37 @@ def pad3d_plain(x: torch.Tensor, padding: Sequence[int], time_mode: PadMode, spa
 
     Memory: the output alone.
     """
-    front, back, top, bottom, left, right = padding
     if time_mode == space_mode == "replicate" and x.is_floating_point():
         # As quick as slices when channels_last_3d and two to three times as quick when contiguous (measured on AVX-512).
         # There is no such operator for mixed modes, and torch's zeros fill the output before they copy into it.
+        front, back, top, bottom, left, right = padding
         with torch.no_grad():
             return F.pad(x, (left, right, top, bottom, front, back), mode="replicate")
-    _, _, frames, height, width = x.shape
     out = empty_padded(x, padded_shape(x.shape, padding))
-    inner_frames = out.narrow(2, front, frames)
-    inner_rows = inner_frames.narrow(3, top, height)
     with torch.no_grad():
-        inner_rows.narrow(4, left, width).copy_(x)
-        # Columns before rows before frames: each step copies whole what the steps before have finished, corners included.
-        _fill_border(inner_rows, 4, left, width, space_mode)
-        _fill_border(inner_frames, 3, top, height, space_mode)
-        _fill_border(out, 2, front, frames, time_mode)
+        interior(out, padding).copy_(x)
+        fill_borders(out, padding, time_mode, space_mode)
     return out
+
+
+def interior(padded: torch.Tensor, padding: Sequence[int]) -> torch.Tensor:
+    """The view of a padded tensor that holds the input."""
+    front, back, top, bottom, left, right = padding
+    _, _, frames, height, width = padded.shape
+    return padded[:, :, front : frames - back, top : height - bottom, left : width - right]
+
+
+def fill_borders(padded: torch.Tensor, padding: Sequence[int], time_mode: PadMode, space_mode: PadMode) -> None:
+    """Writes what lies around the interior of a padded tensor, from the interior alone."""
+    front, back, top, bottom, left, right = padding
+    _, _, frames, height, width = padded.shape
+    frames, height, width = frames - front - back, height - top - bottom, width - left - right
+    inner_frames = padded.narrow(2, front, frames)
+    inner_rows = inner_frames.narrow(3, top, height)
+    # Columns before rows before frames: each step copies whole what the steps before have finished, corners included.
+    _fill_border(inner_rows, 4, left, width, space_mode)
+    _fill_border(inner_frames, 3, top, height, space_mode)
+    _fill_border(padded, 2, front, frames, time_mode)
 
 
 def _fill_border(view: torch.Tensor, axis: int, before: int, size: int, mode: PadMode) -> None:
