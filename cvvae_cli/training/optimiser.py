@@ -26,8 +26,8 @@ def rate_factor(step: int, optim: OptimConfig) -> float:
 def parameter_groups(model: nn.Module, variances: nn.Module, optim: OptimConfig) -> list[dict]:
     """Networks at the full rate; the compact family's linear maps at their own and learned variances, both undecayed."""
     trained = list(model.named_parameters())
-    linear = [p for name, p in trained if ".analysis." in name or ".synthesis." in name]
-    rest = [p for name, p in trained if ".analysis." not in name and ".synthesis." not in name]
+    linear = [p for name, p in trained if ".analysis." in name or ".synthesis" in name]
+    rest = [p for name, p in trained if ".analysis." not in name and ".synthesis" not in name]
     groups = [
         {"params": rest, "peak": optim.learning_rate, "weight_decay": optim.weight_decay},
         {"params": linear, "peak": optim.linear_rate, "weight_decay": 0.0},
