@@ -7,13 +7,14 @@ chunks, no scale of a diffusion model and no file; `identity` is a label that wh
 from dataclasses import dataclass
 
 import torch
+from cvvae_kernels import Moments
 from torch import Tensor, nn
 
 from cvvae_cli.compact import CompactDecoder, CompactEncoder
 from cvvae_cli.config import CompactConfig, CVVAEConfig, ModelConfig
 from cvvae_cli.errors import ModelError, UsageError
 from cvvae_cli.geometry import RGB, SPATIAL_COMPRESSION_RATIO, TEMPORAL_COMPRESSION_RATIO
-from cvvae_cli.layers import STYLES, BlockOptions, MidBlock, NormConv, PaddedConv3d, Padding, ResidualBlock, Upsample
+from cvvae_cli.layers import STYLES, BlockOptions, MidBlock, NormConv, PaddedConv3d, Padding, ResidualBlock, Upsample, run_blocks
 
 # Time halves at the first and third of the three downsamplings, and doubles at the mirrored upsamplings.
 DOWNSAMPLE_STRIDES = ((2, 2, 2), (1, 2, 2), (2, 2, 2))
@@ -44,10 +45,9 @@ class EncoderLevel(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.downsample = downsample
 
-    def forward(self, x: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = block(x)
-        return x if self.downsample is None else self.downsample(x)
+    def forward(self, x: Tensor, moments: Moments | None) -> tuple[Tensor, Moments | None]:
+        x, moments = run_blocks(self.blocks, x, moments)
+        return (x, moments) if self.downsample is None else (self.downsample(x), None)
 
 
 class DecoderLevel(nn.Module):
@@ -58,10 +58,9 @@ class DecoderLevel(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.upsample = upsample
 
-    def forward(self, x: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = block(x)
-        return x if self.upsample is None else self.upsample(x)
+    def forward(self, x: Tensor, moments: Moments | None) -> tuple[Tensor, Moments | None]:
+        x, moments = run_blocks(self.blocks, x, moments)
+        return (x, moments) if self.upsample is None else (self.upsample(x), None)
 
 
 def _block_options(config: CVVAEConfig, padding: Padding) -> BlockOptions:
@@ -91,11 +90,11 @@ class Encoder(nn.Module):
         self.out = NormConv(options.norm(channels[-1]), options.conv(channels[-1], 2 * config.latent_channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
+        x, moments = self.conv_in(x), None
         for level in self.levels:
-            x = level(x)
-        x = self.mid(x)
-        return self.out(x)
+            x, moments = level(x, moments)
+        x, moments = self.mid(x, moments)
+        return self.out(x, moments)
 
 
 class Decoder(nn.Module):
@@ -118,10 +117,10 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.conv_in(z)
-        x = self.mid(x)
+        x, moments = self.mid(x)
         for level in self.levels:
-            x = level(x)
-        return self.out(x)
+            x, moments = level(x, moments)
+        return self.out(x, moments)
 
 
 class Autoencoder(nn.Module):

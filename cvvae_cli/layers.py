@@ -2,16 +2,17 @@
 
 What the two differ in is data: a `Style` names every padding, the norms' eps and the decoder's attention.
 Activations are channels_last_3d throughout, so that frames, tokens and pixels are views and pointwise maps
-are matrix products. Memory: a block holds its input, one padded copy and one output; nothing is kept for
+are matrix products. Where norms are kernels of their own (CUDA), a residual sum gathers the statistics that the next
+norm needs and hands them on. Memory: a block holds its input, one padded copy and one output; nothing is kept for
 later unless autograd asks. This module knows blocks, not networks, names of weights or files.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from cvvae_kernels import pad3d
+from cvvae_kernels import Moments, add_with_statistics, group_statistics, has_norm_kernels, norm_silu_pad, pad3d, silu_pad
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -92,11 +93,6 @@ def from_frames(frames: Tensor, batch: int) -> Tensor:
     return frames.unflatten(0, (batch, -1)).transpose(1, 2)
 
 
-def silu(x: Tensor) -> Tensor:
-    """SiLU that overwrites `x` when no gradient is wanted: callers pass only what they own."""
-    return F.silu(x, inplace=not torch.is_grad_enabled())
-
-
 class GroupNorm(nn.GroupNorm):
     """GroupNorm over (C/groups, T, H, W), or per frame on a 4-D tensor, that keeps channels last.
 
@@ -148,7 +144,10 @@ class PaddedConv3d(Conv3d):
 
 
 class FrameConv(nn.Conv2d):
-    """A 3x3 convolution of each frame of (B, C, T, H, W), zeros around it in every variant."""
+    """A 3x3 convolution of each frame of (B, C, T, H, W), zeros around it in every variant, which it pads by itself."""
+
+    rest = (0, 0, 0, 0, 0, 0)
+    modes: tuple[PadMode, PadMode] = ("zeros", "zeros")
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 3, padding=1)
@@ -175,17 +174,26 @@ class NormConv(nn.Module):
         self.norm = norm
         self.conv = conv
 
-    def prepare(self, x: Tensor) -> Tensor:
-        """Everything before the convolution: norm, SiLU, padding."""
-        h = silu(self.norm(x))
-        return h if isinstance(self.conv, FrameConv) else self.conv.pad(h)
+    def prepare(self, x: Tensor, moments: Moments | None = None) -> Tensor:
+        """Everything before the convolution: norm, SiLU, padding.
+
+        Args:
+            x: (B, C, T, H, W).
+            moments: what to normalise with; those of x where they are not given.
+        """
+        norm, conv = self.norm, self.conv
+        if moments is None and has_norm_kernels(x):
+            moments = group_statistics(x, norm.num_groups)
+        if moments is None:
+            return silu_pad(norm(x), conv.rest, *conv.modes)
+        return norm_silu_pad(x, moments.mean, moments.rstd(norm.eps), norm.weight, norm.bias, conv.rest, *conv.modes)
 
     def convolve(self, prepared: Tensor) -> Tensor:
         """The convolution of what `prepare` gave."""
         return self.conv(prepared) if isinstance(self.conv, FrameConv) else self.conv.convolve(prepared)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.prepare(x)
+    def forward(self, x: Tensor, moments: Moments | None = None) -> Tensor:
+        x = self.prepare(x, moments)
         return self.convolve(x)
 
 
@@ -220,15 +228,37 @@ class ResidualBlock(nn.Module):
         second = FrameConv(out_channels, out_channels) if options.half_3d else options.conv(out_channels, out_channels)
         self.second = NormConv(options.norm(out_channels), second)
         self.shortcut = Pointwise(in_channels, out_channels) if in_channels != out_channels else None
+        self.groups = options.groups
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.hand_on(x, None)[0]
+
+    def hand_on(self, x: Tensor, moments: Moments | None) -> tuple[Tensor, Moments | None]:
+        """The block's output for x, whose moments may be known, and the output's moments if they cost nothing."""
         # Step by step: each rebinding frees a tensor that a nested call would hold until it returns.
-        h = self.first.prepare(x)
+        h = self.first.prepare(x, moments)
         h = self.first.convolve(h)
         h = self.second.prepare(h)
         h = self.second.convolve(h)
-        # In place: no backward reads the output of a convolution, so autograd allows it too.
-        return h.add_(x if self.shortcut is None else self.shortcut(x))
+        return residual_sum(h, x if self.shortcut is None else self.shortcut(x), self.groups)
+
+
+def residual_sum(h: Tensor, x: Tensor, groups: int) -> tuple[Tensor, Moments | None]:
+    """h + x, which overwrites h, and its moments where gathering them on the way saves reading it again."""
+    if has_norm_kernels(h):
+        return add_with_statistics(h, x, groups)
+    # In place: no backward reads the output of a convolution or a linear map, so autograd allows it too.
+    return h.add_(x), None
+
+
+def run_blocks(blocks: Iterable[ResidualBlock], x: Tensor, moments: Moments | None) -> tuple[Tensor, Moments | None]:
+    """Residual blocks one after the other, and the moments of the last one's output if they cost nothing.
+
+    With gradients they are called as modules, so that whoever wrapped their `forward` (to recompute it) is heard.
+    """
+    for block in blocks:
+        x, moments = (block(x), None) if torch.is_grad_enabled() else block.hand_on(x, moments)
+    return x, moments
 
 
 class SpatialAttention(nn.Module):
@@ -273,7 +303,7 @@ class TemporalAttention(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """Residual block, attention, residual block on the smallest grid."""
+    """Residual block, attention, residual block on the smallest grid: (B, C, T, H, W) to the same shape, with moments if known."""
 
     def __init__(self, channels: int, options: BlockOptions, attends_time: bool) -> None:
         super().__init__()
@@ -282,12 +312,42 @@ class MidBlock(nn.Module):
         self.temporal = TemporalAttention(channels) if attends_time else None
         self.after = ResidualBlock(channels, channels, options)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.before(x)
+    def forward(self, x: Tensor, moments: Moments | None = None) -> tuple[Tensor, Moments | None]:
+        x, _ = run_blocks([self.before], x, moments)
         h = self.spatial(x)
         if self.temporal is not None:
             h = self.temporal(h)
-        return self.after(x + h)
+        x, moments = residual_sum(h, x, self.after.groups)
+        return run_blocks([self.after], x, moments)
+
+
+class FoldedKernels:
+    """What `fold_nearest` makes of one weight, kept while the weight stays what it is.
+
+    Not part of a state dict, and left behind by copies and pickles. Memory: 16/9 of the weight.
+    """
+
+    def __init__(self) -> None:
+        self._weight: Tensor | None = None
+        self._version = 0
+        self._kernels: list[tuple[int, int, Tensor]] = []
+
+    def of(self, weight: Tensor) -> list[tuple[int, int, Tensor]]:
+        """The kernels of `weight`, folded anew where it is another tensor or was changed in place (not through `.data`)."""
+        # Inference tensors do not count their changes, and compilers cannot ask.
+        if torch.compiler.is_compiling() or weight.is_inference():
+            return list(fold_nearest(weight))
+        if self._weight is not weight or self._version != weight._version:
+            self._weight, self._version = weight, weight._version
+            self._kernels = list(fold_nearest(weight))
+        return self._kernels
+
+    def forget(self) -> None:
+        """Keep nothing."""
+        self._weight, self._kernels = None, []
+
+    def __reduce__(self) -> tuple[type["FoldedKernels"], tuple[()]]:
+        return FoldedKernels, ()
 
 
 class Upsample(nn.Module):
@@ -298,7 +358,8 @@ class Upsample(nn.Module):
 
     Without gradients the upsampled grid is never made: of the 3 x 3 pixels that a kernel reads there, several are
     copies of one, so four kernels of 2 x 2 on the small grid, one for each place within a pixel, do the same with
-    4/9 of the multiplications.
+    4/9 of the multiplications. The frame that would be dropped is not computed either. In eval mode those kernels are
+    kept, until the weight changes or moves.
     """
 
     def __init__(self, channels: int, padding: Padding, doubles_time: bool) -> None:
@@ -308,10 +369,22 @@ class Upsample(nn.Module):
         # The nearest neighbour of a border pixel is that pixel, and of zeros zero: the small grid is padded alike.
         self.small_padding = (*padding.time, *padding.space)
         assert padding.space == AROUND
+        self._folded = FoldedKernels()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self._upsampled(x) if torch.is_grad_enabled() else self._folded(x)
-        return unstack_time(x) if self.doubles_time else x
+        if torch.is_grad_enabled():
+            x = self._upsampled(x)
+            return unstack_time(x) if self.doubles_time else x
+        x = pad3d(x, self.small_padding, *self.conv.modes)
+        return self.convolve(x)
+
+    def train(self, mode: bool = True) -> "Upsample":
+        self._folded.forget()
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Upsample":
+        self._folded.forget()
+        return super()._apply(fn, recurse)
 
     def _upsampled(self, x: Tensor) -> Tensor:
         # Padding of time alone gives the same before the upsampling, where it copies a quarter.
@@ -322,13 +395,23 @@ class Upsample(nn.Module):
             x = self.conv.pad(x)
         return self.conv.convolve(x)
 
-    def _folded(self, x: Tensor) -> Tensor:
-        batch, _, frames, height, width = x.shape
-        x = pad3d(x, self.small_padding, *self.conv.modes)
-        out = x.new_empty(batch, frames, 2 * height, 2 * width, self.conv.out_channels).movedim(-1, 1)
-        for row, column, weight in fold_nearest(self.conv.weight):
-            piece = x[..., row : row + height + 1, column : column + width + 1]
-            out[..., row::2, column::2] = conv3d(piece, weight, self.conv.bias)
+    def convolve(self, padded: Tensor) -> Tensor:
+        """The result for a small grid that was padded by `small_padding`, without gradients; channels_last_3d."""
+        batch, _, frames, height, width = (size - 2 if axis > 1 else size for axis, size in enumerate(padded.shape))
+        groups = 2 if self.doubles_time else 1
+        biases = self.conv.bias.chunk(groups)
+        shape = (batch, groups * (frames - 1) + 1, 2 * height, 2 * width, self.conv.out_channels // groups)
+        out = padded.new_empty(shape).movedim(-1, 1)
+        for row, column, kernel in fold_nearest(self.conv.weight) if self.training else self._folded.of(self.conv.weight):
+            piece = padded[..., row : row + height + 1, column : column + width + 1]
+            # Convolutions copy what has gaps; both groups read this.
+            piece = piece.contiguous(memory_format=torch.channels_last_3d)
+            place = out[..., row::2, column::2]
+            for group, weight in enumerate(kernel.chunk(groups)):
+                # Group n of frame k becomes frame 2k + n - 1, so of frame 0 there is the last group alone.
+                skipped = groups - 1 - group
+                if frames > skipped:
+                    place[:, :, skipped::groups] = conv3d(piece[:, :, skipped:], weight, biases[group])
         return out
 
 

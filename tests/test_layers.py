@@ -128,10 +128,15 @@ def test_residual_block_without_change_of_width_adds_its_input() -> None:
 def test_gradients_pass_through_every_block() -> None:
     options = BlockOptions(STYLES["sd21"].decoder, True, 4, 1e-5)
     upsample = Upsample(8, STYLES["sd21"].upsample, doubles_time=True)
-    network = torch.nn.Sequential(MidBlock(8, options, attends_time=True), upsample, ResidualBlock(8, 12, options))
+    modules = torch.nn.ModuleList([MidBlock(8, options, attends_time=True), upsample, ResidualBlock(8, 12, options)])
+    middle, upsample, block = modules
+
+    def network(x: Tensor) -> Tensor:
+        return block(upsample(middle(x)[0]))
+
     x = video(1, 8, 2, 2, 2).requires_grad_()
     network(x).square().sum().backward()
-    for name, parameter in network.named_parameters():
+    for name, parameter in modules.named_parameters():
         # A key's bias shifts all scores of a query alike, which softmax does not see.
         assert "key.bias" in name or parameter.grad.abs().max() > 0, name
     direction = torch.randn_like(x)
@@ -173,7 +178,9 @@ def test_mid_block_adds_its_attention_to_the_input_once() -> None:
     block = MidBlock(8, BlockOptions(STYLES["sd21"].decoder, True, 4, 1e-5), attends_time=True)
     x = video(1, 8, 2, 3, 3)
     before = block.before(x)
-    torch.testing.assert_close(block(x), block.after(before + block.temporal(block.spatial(before))))
+    out, moments = block(x)
+    torch.testing.assert_close(out, block.after(before + block.temporal(block.spatial(before))))
+    assert moments is None
 
 
 @pytest.mark.parametrize("variant", ["sd21", "sd3"])

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 import torch
+import torch.nn.functional as F
 
 from cvvae_kernels.layout import PadMode, check_arguments, check_groups, check_norm, memory_format_of
 from cvvae_kernels.moments import Moments, merge_statistics
 from cvvae_kernels.ops import add_with_statistics_op, group_statistics_op, norm_silu_pad_op, pad3d_op
-from cvvae_kernels.plain import pad3d_differentiable, pad3d_plain
+from cvvae_kernels.plain import pad3d_differentiable, pad3d_plain, silu_pad_plain
 from cvvae_kernels.plain_norm import (
     add_with_statistics_plain,
     group_statistics_differentiable,
@@ -29,11 +30,14 @@ from cvvae_kernels.reference import (
 
 __all__ = [
     "Moments", "PadMode", "add_with_statistics", "add_with_statistics_reference", "group_statistics",
-    "group_statistics_reference", "merge_statistics", "norm_silu_pad", "norm_silu_pad_reference", "pad3d", "pad3d_reference",
+    "group_statistics_reference", "has_norm_kernels", "merge_statistics", "norm_silu_pad", "norm_silu_pad_reference", "pad3d",
+    "pad3d_reference", "silu_pad",
 ]  # fmt: skip
 
 _TRITON_INSTALLED = find_spec("triton") is not None
 _TRITON_NORMS = (torch.bfloat16, torch.float16, torch.float32)
+# Bytes. The caches hold less, and calls for all the borders take longer there than another pass.
+_WORTH_A_PASS = 1 << 20
 
 
 def pad3d(x: torch.Tensor, padding: Sequence[int], time_mode: PadMode, space_mode: PadMode) -> torch.Tensor:
@@ -65,6 +69,36 @@ def pad3d(x: torch.Tensor, padding: Sequence[int], time_mode: PadMode, space_mod
     if torch.compiler.is_compiling() or (x.requires_grad and torch.is_grad_enabled()):
         return pad3d_differentiable(x, padding, time_mode, space_mode)
     return pad3d_plain(x, padding, time_mode, space_mode)
+
+
+def silu_pad(x: torch.Tensor, padding: Sequence[int], time_mode: PadMode, space_mode: PadMode) -> torch.Tensor:
+    """Pads SiLU(x), `pad3d(silu(x), ...)`; on the CPU in one read and one write, unless it is tiny.
+
+    Args:
+        x: (B, C, T, H, W), no axis empty, floating point. Not to be used afterwards: without gradients it may be overwritten.
+        padding, time_mode, space_mode: as for `pad3d`.
+
+    Returns:
+        (B, C, front + T + back, top + H + bottom, left + W + right) in the dtype and memory format of x. Differentiable.
+
+    Raises:
+        ValueError: a wrong shape, padding or mode.
+
+    Memory: the output alone, or nothing where there is nothing to add.
+    """
+    check_arguments(x, padding, time_mode, space_mode)
+    on_cpu = x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    if on_cpu and any(padding) and x.nbytes >= _WORTH_A_PASS:
+        return silu_pad_plain(x, padding, time_mode, space_mode)
+    return pad3d(F.silu(x, inplace=not torch.is_grad_enabled()), padding, time_mode, space_mode)
+
+
+def has_norm_kernels(x: torch.Tensor) -> bool:
+    """Whether the functions below are kernels of their own for x and pay: on CUDA with Triton, without gradients.
+
+    Elsewhere torch's own group norm and `silu_pad` do the same, and are quicker on the CPU.
+    """
+    return x.is_cuda and not torch.is_grad_enabled() and not _needs_composition(x)
 
 
 def group_statistics(x: torch.Tensor, groups: int) -> Moments:
