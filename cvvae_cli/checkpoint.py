@@ -116,8 +116,10 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype == "auto":
-        on_cuda = device.type == "cuda"
-        quick = torch.cuda.is_bf16_supported(including_emulation=False) if on_cuda else torch.cpu._is_amx_tile_supported()
+        if device.type == "cuda":
+            quick = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            quick = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
         return torch.bfloat16 if quick else torch.float32
     if dtype not in known:
         raise UsageError(f"Dtype {dtype!r} is unknown; pass auto, {', '.join(known)}.")

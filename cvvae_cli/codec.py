@@ -16,8 +16,22 @@ from cvvae_cli.config import Tiling
 from cvvae_cli.errors import DeviceError, UsageError
 from cvvae_cli.geometry import SPATIAL_COMPRESSION_RATIO as CELL
 from cvvae_cli.geometry import chunk_stride, latent_frame_count
+from cvvae_cli.norm_contract import Prepare, run_chunk
+from cvvae_cli.peak_memory import is_out_of_memory
 from cvvae_cli.posterior import DiagonalGaussian
-from cvvae_cli.tiling import DECODE, ENCODE, Band, Network, assemble, cut_windows, run_chunks
+from cvvae_cli.stage_clock import StageClock
+from cvvae_cli.tiling import (
+    DECODE,
+    ENCODE,
+    Band,
+    Direction,
+    Network,
+    RunChunk,
+    assemble,
+    cut_windows,
+    run_chunks,
+    smaller_tiling,
+)
 
 Progress = Callable[[int, int | None], None]
 """Called with the frames done and the frames expected (None where nobody knows)."""
@@ -25,6 +39,47 @@ Progress = Callable[[int, int | None], None]
 
 def no_progress(done: int, total: int | None) -> None:
     """Say nothing."""
+
+
+class Plan:
+    """How a run cuts its video. A device that runs out of memory makes the tiles smaller, and the run goes on.
+
+    Args:
+        tiling: to begin with.
+
+    Attributes:
+        tiling: now.
+        notes: what was changed and why, a sentence each.
+    """
+
+    def __init__(self, tiling: Tiling) -> None:
+        self.tiling = tiling
+        self.notes: list[str] = []
+
+    def retreat(self, error: RuntimeError, tiling: Tiling) -> Tiling:
+        """A smaller tiling where the device ran out of memory: one tile at a time, then smaller tiles.
+
+        Args:
+            error: what the network raised.
+            tiling: how it was cut then; larger than the plan's where another part of the run has retreated since.
+
+        Raises:
+            RuntimeError: `error`, where it is another one.
+            DeviceError: nothing smaller is left.
+        """
+        if not is_out_of_memory(error):
+            raise error
+        if tiling != self.tiling:
+            return self.tiling
+        smaller = smaller_tiling(tiling)
+        if smaller is None:
+            advice = "free some memory or use another device"
+            raise DeviceError(f"The device ran out of memory on a tile of {tiling.tile} px; {advice}.") from error
+        self.tiling = smaller
+        self.notes.append(f"The device ran out of memory; the run went on with tiles of {smaller.tile} px, {smaller.batch} at a time.")
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return smaller
 
 
 def encode_tensor(model: Autoencoder, x: Tensor, tiling: Tiling | None = None) -> Tensor:
@@ -41,12 +96,13 @@ def encode_tensor(model: Autoencoder, x: Tensor, tiling: Tiling | None = None) -
 
     Raises:
         UsageError: (a ValueError) the shape is not a video's.
+        DeviceError: the device runs out of memory on the smallest tiles.
     """
     if x.dim() != 5 or x.shape[1] != 3 or 0 in x.shape:
         raise UsageError(f"A video must have the shape (B, 3, T, H, W), got {tuple(x.shape)}; add or move axes.")
     with torch.inference_mode():
         frames = (pad_to_cells(frame) for frame in x.split(1, dim=2))
-        return torch.cat(list(encode_frames(model, frames, tiling or Tiling())), dim=2)
+        return torch.cat(list(encode_frames(model, frames, Plan(tiling or Tiling()))), dim=2)
 
 
 def decode_tensor(model: Autoencoder, z: Tensor, tiling: Tiling | None = None) -> Tensor:
@@ -62,64 +118,118 @@ def decode_tensor(model: Autoencoder, z: Tensor, tiling: Tiling | None = None) -
 
     Raises:
         UsageError: (a ValueError) the shape is not a latent's.
+        DeviceError: the device runs out of memory on the smallest tiles.
     """
     if z.dim() != 5 or z.shape[1] != model.latent_channels or 0 in z.shape:
-        wanted = f"(B, {model.latent_channels}, t, h, w)"
-        raise UsageError(f"A latent must have the shape {wanted}, got {tuple(z.shape)}; add or move axes.")
+        raise UsageError(
+            f"A latent must have the shape (B, {model.latent_channels}, t, h, w), got {tuple(z.shape)}; add or move axes."
+        )
     with torch.inference_mode():
-        bands = _decoded_bands(model, [z], tiling or Tiling(), 0)
-        return torch.cat(list(assemble(bands, lambda values: values)), dim=2)
+        bands = _decoded_bands(model, [z], Plan(tiling or Tiling()), 0, StageClock())
+        return torch.cat(list(_whole_frames(bands, Tensor.float, torch.float32)), dim=2)
 
 
-def encode_frames(model: Autoencoder, frames: Iterable[Tensor], tiling: Tiling) -> Iterator[Tensor]:
+def encode_frames(model: Autoencoder, frames: Iterable[Tensor], plan: Plan, clock: StageClock | None = None) -> Iterator[Tensor]:
     """Encode a stream.
 
     Args:
+        model: the autoencoder.
         frames: consecutive (B, 3, n, H, W), uint8 or floating in [-1, 1], H and W multiples of 8.
+        plan: how to cut.
+        clock: counts the stages "to device", "encode" and "blend".
 
     Yields:
         Moments (B, 2z, n', h, w), float32, in order; together those of `encode_tensor`.
     """
+    clock = clock or StageClock()
+
+    def prepare(x: Tensor) -> Tensor:
+        with clock.stage("to device"):
+            return to_pixels(x.to(model.device), model.dtype)
 
     def network(x: Tensor) -> Tensor:
-        x = x.to(model.device)
-        return _guarded(model.encode, x if x.is_floating_point() else x.float() / 127.5 - 1.0, tiling)
+        x = prepare(x)
+        with clock.stage("encode"):
+            return model.encode(x)
 
-    yield from assemble(run_chunks(network, cut_windows(frames, tiling, ENCODE), tiling, ENCODE), lambda values: values)
+    windows, run = cut_windows(frames, plan.tiling, ENCODE), _chunk_runner(model, prepare, clock, "encode")
+    bands = run_chunks(network, windows, plan.tiling, ENCODE, plan.retreat, run)
+    yield from clock.timed("blend", _whole_frames(bands, Tensor.float, torch.float32))
 
 
-def decode_frames(model: Autoencoder, latents: Iterable[Tensor], tiling: Tiling, first: int = 0) -> Iterator[Tensor]:
+def decode_frames(
+    model: Autoencoder, latents: Iterable[Tensor], plan: Plan, first: int = 0, clock: StageClock | None = None
+) -> Iterator[Tensor]:
     """Decode a stream to 8-bit frames.
 
     Args:
+        model: the autoencoder.
         latents: consecutive (B, z, n, h, w), floating, unscaled.
-        tiling: how to cut.
+        plan: how to cut.
         first: position of the stream's first latent frame, the start of a chunk.
+        clock: counts the stages "decode", "blend" and "from device".
 
     Yields:
         uint8 (B, 3, n', 8h, 8w) on the CPU, channels last in memory, in order. A stream that starts after 0 begins
         with frame 4 `first` + 1.
     """
-    yield from assemble(_decoded_bands(model, latents, tiling, first), to_bytes)
+    clock = clock or StageClock()
+    bands = _decoded_bands(model, latents, plan, first, clock)
+    for frames in clock.timed("blend", _whole_frames(bands, to_bytes, torch.uint8)):
+        with clock.stage("from device"):
+            frames = frames.cpu()
+        yield frames
 
 
-def _decoded_bands(model: Autoencoder, latents: Iterable[Tensor], tiling: Tiling, first: int) -> Iterator[Band]:
+def _decoded_bands(model: Autoencoder, latents: Iterable[Tensor], plan: Plan, first: int, clock: StageClock) -> Iterator[Band]:
+    def prepare(z: Tensor) -> Tensor:
+        return z.to(model.device)
+
     def network(z: Tensor) -> Tensor:
-        return _guarded(model.decode, z.to(model.device), tiling)
+        z = prepare(z)
+        with clock.stage("decode"):
+            return model.decode(z)
 
-    return run_chunks(network, cut_windows(latents, tiling, DECODE, first), tiling, DECODE)
+    windows, run = cut_windows(latents, plan.tiling, DECODE, first), _chunk_runner(model, prepare, clock, "decode")
+    return run_chunks(network, windows, plan.tiling, DECODE, plan.retreat, run)
 
 
-def _guarded(network: Network, x: Tensor, tiling: Tiling) -> Tensor:
+def _chunk_runner(model: Autoencoder, prepare: Prepare, clock: StageClock, stage: str) -> RunChunk:
+    """`run_chunk` for a model; where its layers take turns, no network counts their time, and blending tiles is part of it."""
+
+    def run(network: Network, x: Tensor, tiling: Tiling, direction: Direction) -> Iterator[tuple[int, Tensor]]:
+        rows = run_chunk(model, prepare, network, x, tiling, direction)
+        return rows if tiling.norm == "tile" else clock.timed(stage, rows)
+
+    return run
+
+
+def _whole_frames(bands: Iterable[Band], convert: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Iterator[Tensor]:
+    """As `assemble`; smaller tiles do not help where a chunk's frames are too much."""
     try:
-        return network(x)
-    except torch.OutOfMemoryError as error:
-        raise DeviceError(f"Device {x.device} ran out of memory on a tile of {tiling.tile} px; pass a smaller --tile.") from error
+        yield from assemble(bands, convert, dtype)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise DeviceError("The device ran out of memory on the frames of a chunk; pass a smaller --chunk or --size.") from error
+
+
+def to_pixels(frames: Tensor, dtype: torch.dtype) -> Tensor:
+    """Bytes to [-1, 1], computed in float32 and rounded once; (B, 3, n, H, W), channels last. Floating frames pass.
+
+    Frame by frame, because the passes over one frame stay in a processor's cache.
+    """
+    if frames.is_floating_point():
+        return frames
+    pixels = torch.empty(frames.shape, dtype=dtype, device=frames.device, memory_format=torch.channels_last_3d)
+    for source, target in zip(frames.unbind(2), pixels.unbind(2)):
+        target.copy_(source.float().div_(127.5).sub_(1.0))
+    return pixels
 
 
 def to_bytes(values: Tensor) -> Tensor:
-    """Pixels in [-1, 1], clamped and rounded to uint8, on the CPU."""
-    return ((values.clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8).cpu()
+    """Pixels in [-1, 1], clamped and rounded to uint8; any shape and floating dtype, on their device."""
+    return values.float().clamp(-1.0, 1.0).add_(1.0).mul_(127.5).round_().to(torch.uint8)
 
 
 def pad_to_cells(frames: Tensor) -> Tensor:
@@ -134,10 +244,10 @@ def pad_to_cells(frames: Tensor) -> Tensor:
 
 
 def cropped_frames(pieces: Iterable[Tensor], height: int, width: int) -> Iterator[np.ndarray]:
-    """Single frames uint8 [H, W, 3] out of uint8 (1, 3, n, H', W') pieces."""
+    """Single frames uint8 [H, W, 3] out of uint8 (1, 3, n, H', W') pieces, views of them where it can be."""
     for piece in pieces:
         for frame in piece[0].permute(1, 2, 3, 0).numpy():
-            yield np.ascontiguousarray(frame[:height, :width])
+            yield frame[:height, :width]
 
 
 def draw_latents(moments: Iterable[Tensor], seed: int | None) -> Iterator[Tensor]:

@@ -5,12 +5,13 @@ family of the model that ships in the package. Both are read from and written to
 """
 
 from dataclasses import asdict, dataclass, fields
-from typing import Literal
+from typing import Literal, get_args
 
 from cvvae_cli.errors import ModelError, UsageError
 from cvvae_cli.geometry import SPATIAL_COMPRESSION_RATIO, TEMPORAL_COMPRESSION_RATIO, cell_count
 
 Variant = Literal["sd21", "sd3"]
+Norm = Literal["tile", "global", "exact"]
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,9 @@ class Tiling:
         chunk: frames per chunk, 1 + 4k.
         mode: "blend" (equal tiles, normalised overlap-add) or "official" (the release's algorithm).
         batch: tiles of one row that the network sees in one call; changes nothing but rounding.
+        norm: whose statistics group norms use: those of the "tile", of all tiles of a chunk ("global", the tiles then computed
+            one by one), or "exact": the result of the network on whole frames, computed in strips of rows, each within the memory
+            of a tile.
     """
 
     tile: int = 256
@@ -138,6 +142,7 @@ class Tiling:
     chunk: int = 17
     mode: Literal["blend", "official"] = "blend"
     batch: int = 1
+    norm: Norm = "tile"
 
     def __post_init__(self) -> None:
         ratio_t, ratio_s = TEMPORAL_COMPRESSION_RATIO, SPATIAL_COMPRESSION_RATIO
@@ -147,7 +152,11 @@ class Tiling:
             raise UsageError(f"Tile {self.tile} px is too small; pass --tile {SMALLEST_TILE} or more.")
         if self.chunk < 5 or self.chunk % ratio_t != 1:
             raise UsageError(f"Chunk {self.chunk} must be 1 + 4k frames, at least 5; pass --chunk 17.")
+        if self.norm not in get_args(Norm):
+            raise UsageError(f"Norm {self.norm!r} is unknown; pass --norm tile, --norm global or --norm exact.")
         if self.mode == "official":
+            if self.norm != "tile":
+                raise UsageError(f"Norm {self.norm!r} does not exist in the official algorithm; pass --norm tile.")
             if self.tile % 72:
                 raise UsageError(
                     f"Tile {self.tile} px is not a multiple of 72, where the official algorithm loses pixels; pass --tile 576."

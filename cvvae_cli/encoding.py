@@ -17,15 +17,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cvvae_cli.ahead import ahead
 from cvvae_cli.autoencoder import Autoencoder
-from cvvae_cli.codec import Progress, cropped_frames, decode_frames, draw_latents, encode_frames, no_progress, pad_to_cells
+from cvvae_cli.codec import Plan, Progress, cropped_frames, decode_frames, draw_latents, encode_frames, no_progress, pad_to_cells
 from cvvae_cli.config import Tiling, config_to_dict
 from cvvae_cli.errors import QualityError, UsageError
-from cvvae_cli.geometry import cell_count
+from cvvae_cli.geometry import cell_count, frame_count
 from cvvae_cli.latent_writer import LatentWriter
 from cvvae_cli.media import keep_inputs, open_input, timeline_start
+from cvvae_cli.memory_model import fitting_tiling
 from cvvae_cli.metrics import Comparison, Quality
 from cvvae_cli.model_names import shown_name
+from cvvae_cli.stage_clock import StageClock
 from cvvae_cli.video_io import VideoReader, write_sidecar
 
 LONGEST_DELAY = Fraction(1)
@@ -72,6 +75,8 @@ class EncodeReport:
     latent_bytes: payload without sound.
     bits_per_pixel: 8 latent_bytes / (width height frames).
     seconds: file to file, model loaded.
+    tiling: how the video was cut in the end.
+    stages: seconds of each stage; "read" runs beside the others.
     quality: where it was checked.
     notes: what could not be done exactly, a sentence each.
     """
@@ -82,6 +87,8 @@ class EncodeReport:
     latent_bytes: int
     bits_per_pixel: float
     seconds: float
+    tiling: Tiling
+    stages: dict[str, float]
     quality: Quality | None
     notes: tuple[str, ...]
 
@@ -98,6 +105,7 @@ def encode_file(
     tiling: Tiling | None = None,
     options: EncodeOptions | None = None,
     progress: Progress = no_progress,
+    clock: StageClock | None = None,
 ) -> EncodeReport:
     """Encode a video file to a latent file.
 
@@ -105,23 +113,25 @@ def encode_file(
         source: a video or a picture.
         output: the latent file; any extension.
         model: from `load_model`.
-        tiling: how to cut; None is the default.
+        tiling: how to cut; None measures what fits the device's memory.
         options: what to read and how to store it.
         progress: called after every chunk.
+        clock: counts the stages; None for one that does not wait for the device.
 
     Raises:
         VideoError, LatentFileError, OutputError, DeviceError, UsageError: nothing is left behind.
         QualityError: the check fell below `min_psnr_db`.
 
-    Memory: a chunk of frames, and two timestamps per frame.
+    Memory: a chunk of frames, another one read ahead, and two timestamps per frame.
     """
-    tiling, options = tiling or Tiling(), options or EncodeOptions()
+    options, clock = options or EncodeOptions(), clock or StageClock()
     keep_inputs(output, source)
     began = perf_counter()
     with VideoReader(source, options.start, options.duration, options.max_frames, options.size) as reader:
         shape = (model.latent_channels, cell_count(reader.height), cell_count(reader.width))
         with LatentWriter(output, *shape, options.latent_dtype, options.overwrite) as writer, torch.inference_mode():
-            run = _Encoding(reader, writer, model, tiling, options, progress)
+            plan = Plan(tiling or fitting_tiling(model, reader.height, reader.width))
+            run = _Encoding(reader, writer, model, plan, options, progress, clock)
             quality = run.run()
             tensors: dict[str, np.ndarray | BinaryIO] = {
                 "pts": np.array(run.pts, np.int64),
@@ -135,7 +145,8 @@ def encode_file(
         frames, width, height = len(run.pts), reader.width, reader.height
         bits = 8 * latent_bytes / (width * height * frames)
         seconds = perf_counter() - began
-        return EncodeReport(frames, width, height, latent_bytes, bits, seconds, quality, _reader_notes(reader, run))
+        notes = (*_reader_notes(reader, run), *plan.notes)
+        return EncodeReport(frames, width, height, latent_bytes, bits, seconds, plan.tiling, dict(clock.seconds), quality, notes)
 
 
 class _Encoding:
@@ -146,12 +157,13 @@ class _Encoding:
         reader: VideoReader,
         writer: LatentWriter,
         model: Autoencoder,
-        tiling: Tiling,
+        plan: Plan,
         options: EncodeOptions,
         progress: Progress,
+        clock: StageClock,
     ) -> None:
         self.reader, self.writer, self.model = reader, writer, model
-        self.tiling, self.options, self.progress = tiling, options, progress
+        self.plan, self.options, self.progress, self.clock = plan, options, progress, clock
         with open_input(reader.path) as container:
             self._timeline_start = timeline_start(container)
         self.pts: list[int] = []
@@ -159,13 +171,19 @@ class _Encoding:
         self._unchecked: deque[np.ndarray] = deque()
 
     def run(self) -> Quality | None:
-        latents = draw_latents(encode_frames(self.model, self._frames(), self.tiling), self.options.seed)
-        if not self.options.check:
-            for _ in self._stored(latents):
+        # A chunk's frames: with fewer, the network would wait for the rest of each chunk.
+        with ahead(self.clock.timed("read", self._frames()), self.plan.tiling.chunk) as frames:
+            waited = self.clock.timed("wait for frames", frames)
+            latents = self._stored(draw_latents(encode_frames(self.model, waited, self.plan, self.clock), self.options.seed))
+            if self.options.check:
+                return self._checked(latents)
+            for _ in latents:
                 pass
             return None
+
+    def _checked(self, latents: Iterable[Tensor]) -> Quality:
         comparison = Comparison()
-        decoded = decode_frames(self.model, self._stored(latents), self.tiling)
+        decoded = decode_frames(self.model, latents, self.plan, clock=self.clock)
         for frame in cropped_frames(decoded, self.reader.height, self.reader.width):
             if self._unchecked:  # the last latent may stand for frames that the source has no more
                 comparison.add(self._unchecked.popleft(), frame)
@@ -208,9 +226,10 @@ class _Encoding:
         whole = self.reader.info.num_frames if self.options.duration is None and not self.options.start else None
         total = min((n for n in (whole, self.options.max_frames) if n is not None), default=None)
         for piece in latents:
-            piece = piece.cpu()
-            self.writer.append(piece[0].transpose(0, 1).contiguous().numpy())
-            self.progress(len(self.pts), total)
+            with self.clock.stage("write"):
+                piece = piece.cpu()
+                self.writer.append(piece[0].transpose(0, 1).contiguous().numpy())
+            self.progress(min(len(self.pts), frame_count(self.writer.latent_frames)), total)
             yield piece.to(dtype).float()
 
 
@@ -229,7 +248,7 @@ def _metadata(run: _Encoding, quality: Quality | None) -> dict[str, str]:
         "start": run.options.start, "to_end": run.to_end, "origin": str(run.origin), "source": reader.info.to_dict(),
     }  # fmt: skip
     encoding = {
-        "tiling": asdict(run.tiling), "latents": "mean" if seed is None else "sample", "seed": seed,
+        "tiling": asdict(run.plan.tiling), "latents": "mean" if seed is None else "sample", "seed": seed,
         "compute_dtype": str(model.dtype).removeprefix("torch."),
     }  # fmt: skip
     metadata = {"model": described, "video": video, "encoding": encoding} | ({"quality": quality.to_dict()} if quality else {})

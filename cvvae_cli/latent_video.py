@@ -61,7 +61,7 @@ class LatentVideo:
         latent_frames: t.
         num_frames, width, height: of the video, which may be less than the latents hold.
         colour, sample_aspect_ratio: of the source.
-        tiling: how it was encoded.
+        tiling: how it was encoded, None for plain tensors.
         start: seconds of the source that its frames leave out before the first.
         to_end: its frames reach the source's last.
         model: the file's record of its model, None for plain tensors.
@@ -78,7 +78,7 @@ class LatentVideo:
         self.num_frames, self.height, self.width = frame_count(shape[0]), shape[2] * CELL, shape[3] * CELL
         self.colour = Colour()
         self.sample_aspect_ratio = Fraction(1)
-        self.tiling = Tiling()
+        self.tiling: Tiling | None = None
         self.start, self.to_end = 0.0, False
         self.model: dict | None = None
         self.has_sidecar = False

@@ -3,13 +3,14 @@
 This module does not know what is called.
 """
 
-import ctypes
 import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+
+from cvvae_cli.host_memory import return_freed_memory
 
 MIB = 2**20
 # Activations of a convolution live for milliseconds to seconds, and memory fills at a few MiB per millisecond.
@@ -34,20 +35,15 @@ def peak_memory(device: torch.device, call: Callable[[], object]) -> tuple[float
     if device.type != "cpu" or not _STATM.exists():
         call()
         return None, None
-    _return_freed_memory()
+    return_freed_memory()  # else a window after a larger one seems to need less
     with _ResidentPeak() as resident:
         call()
     return resident.peak / MIB, (resident.peak - resident.before) / MIB
 
 
-def _return_freed_memory() -> None:
-    """Make the C library give back what earlier calls freed; else a window after a larger one seems to need less.
-
-    Only glibc keeps that much and only glibc has the call.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch raised it for want of memory; the CPU's allocator has no error class of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _resident_bytes() -> int:

@@ -15,13 +15,14 @@ import numpy as np
 import torch
 
 from cvvae_cli.autoencoder import Autoencoder
-from cvvae_cli.codec import Progress, no_progress
+from cvvae_cli.codec import Plan, Progress, no_progress
 from cvvae_cli.config import Tiling
 from cvvae_cli.decoding import DecodeOptions, DecodeReport, decode_file, decoded_frames
 from cvvae_cli.encoding import EncodeOptions, EncodeReport, encode_file
 from cvvae_cli.errors import QualityError
 from cvvae_cli.latent_video import LatentVideo, check_model
 from cvvae_cli.media import keep_inputs
+from cvvae_cli.memory_model import tiling_within
 from cvvae_cli.metrics import Comparison, Quality
 from cvvae_cli.video_io import VideoReader, VideoWriter, probe
 
@@ -91,8 +92,9 @@ def check_latents(
         VideoError, LatentFileError: one cannot be read, or the latents are another model's.
     """
     check_model(latents, model)
+    plan = Plan(tiling or tiling_within(model, latents.tiling, latents.height, latents.width))
     with closing(SourceComparison(source, latents)) as comparison, torch.inference_mode():
-        for index, frame in enumerate(decoded_frames(latents, model, tiling, 0, latents.num_frames), 1):
+        for index, frame in enumerate(decoded_frames(latents, model, plan, 0, latents.num_frames), 1):
             comparison.add(frame)
             progress(index, latents.num_frames)
         return comparison.result(latents.num_frames, latents.to_end)

@@ -2,25 +2,36 @@
 
 One set of functions serves both directions: `run_chunks` cuts time, `run_tiles` cuts space, and both speak of
 *positions*, which are pixels and frames on one side of the network and cells and latent frames on the
-other. Results leave as bands of rows, in float32, as soon as nothing can change them any more, so memory
-holds one chunk. This module knows no model, no video file and no latent file.
+other. Results leave as bands of rows as soon as nothing can change them any more, so memory holds one chunk. What
+is blended is blended in float32; what is not stays as the network gave it. This module knows no model, no video
+file and no latent file.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby, islice, pairwise
 
 import torch
 from torch import Tensor
 
-from cvvae_cli.config import Tiling
+from cvvae_cli.config import SMALLEST_TILE, Tiling
+from cvvae_cli.errors import UsageError
 from cvvae_cli.geometry import SPATIAL_COMPRESSION_RATIO as CELL
 from cvvae_cli.geometry import TEMPORAL_COMPRESSION_RATIO as STEP
 from cvvae_cli.geometry import Window, blend_weights, chunk_stride, latent_frame_count, official_windows, tile_windows
 
 Network = Callable[[Tensor], Tensor]
+Windows = Callable[[Window, list[Window]], Iterator[Tensor]]
+"""The network's outputs, tile by tile, for the windows of one row."""
+Weights = Callable[[list[Window], int], list[list[float]]]
+"""Weights along one axis, one list per window, that sum to 1 at every position; the number is positions per cell."""
+Retreat = Callable[[RuntimeError, Tiling], Tiling]
+"""Called with what a network raised and how it was tiled; gives a smaller tiling of the same chunks, or raises."""
 
 # The release overlaps neighbouring tiles by 2/9 of a tile.
 OFFICIAL_STRIDE = (7, 9)
+# Pixels: official tiles are multiples of it.
+OFFICIAL_TILE_STEP = 72
 
 
 @dataclass(frozen=True)
@@ -41,6 +52,9 @@ class Direction:
 ENCODE = Direction(read_cell=CELL, write_cell=1, read_frame=STEP, write_frame=1)
 DECODE = Direction(read_cell=1, write_cell=CELL, read_frame=1, write_frame=STEP)
 
+RunChunk = Callable[[Network, Tensor, Tiling, Direction], Iterator[tuple[int, Tensor]]]
+"""A network over one chunk: (first row, finished rows) from top to bottom, every row once."""
+
 
 @dataclass(frozen=True)
 class Band:
@@ -50,13 +64,25 @@ class Band:
         frame: position of the first frame (or latent frame) in the whole video.
         row: position of the first row (pixels or cells).
         height: rows of a whole frame.
-        values: (B, C, n, rows, W) float32.
+        pieces: (B, C, n, rows, W) floating, consecutive in time.
     """
 
     frame: int
     row: int
     height: int
-    values: Tensor
+    pieces: tuple[Tensor, ...]
+
+
+def smaller_tiling(tiling: Tiling) -> Tiling | None:
+    """The same chunks in windows of less memory: one tile at a time, then half the tile; None where it would be too small."""
+    if tiling.batch > 1:
+        return replace(tiling, batch=1)
+    official = tiling.mode == "official"
+    step = OFFICIAL_TILE_STEP if official else CELL
+    tile = tiling.tile // 2 // step * step
+    if tile < SMALLEST_TILE:
+        return None
+    return replace(tiling, tile=tile, overlap=tile * 2 // 9 if official else min(tiling.overlap, tile // 4))
 
 
 def cut_windows(pieces: Iterable[Tensor], tiling: Tiling, direction: Direction, first: int = 0) -> Iterator[tuple[int, Tensor]]:
@@ -88,7 +114,19 @@ def cut_windows(pieces: Iterable[Tensor], tiling: Tiling, direction: Direction, 
         yield first, torch.cat(held, dim=2)
 
 
-def run_chunks(network: Network, windows: Iterable[tuple[int, Tensor]], tiling: Tiling, direction: Direction) -> Iterator[Band]:
+def no_retreat(error: RuntimeError, tiling: Tiling) -> Tiling:
+    """Let an error pass."""
+    raise error
+
+
+def run_chunks(
+    network: Network,
+    windows: Iterable[tuple[int, Tensor]],
+    tiling: Tiling,
+    direction: Direction,
+    retreat: Retreat = no_retreat,
+    run_chunk: RunChunk | None = None,
+) -> Iterator[Band]:
     """Run the network over chunks and crossfade what neighbouring chunks both give.
 
     The first output of every chunk but the video's first is dropped: it was computed as a first latent frame,
@@ -97,79 +135,158 @@ def run_chunks(network: Network, windows: Iterable[tuple[int, Tensor]], tiling: 
     Args:
         network: one window to its output, e.g. (B, 3, T, H, W) -> (B, 2z, t, h, w).
         windows: what `cut_windows` yields.
+        retreat: asked where the network fails; the chunk then goes on below the rows that are done.
+        run_chunk: how the network runs over one chunk; None is `run_tiles`.
 
     Yields:
         Bands in order of frames, then of rows.
     """
-    overlap = tiling.chunk_overlap // STEP * direction.write_frame
-    fade = ((torch.arange(overlap, dtype=torch.float32) + 0.5) / max(overlap, 1)).view(1, 1, -1, 1, 1)
-    tails: dict[int, Tensor] = {}
-    begin = height = 0
+    crossfade = _Crossfade(tiling.chunk_overlap // STEP * direction.write_frame)
+    end = height = 0
     for start, x in windows:
         height = x.shape[3] // direction.read_cell * direction.write_cell
-        begin = start // direction.read_frame * direction.write_frame
         drop = 1 if start else 0
-        begin += drop
-        end = begin
-        for row, values in run_tiles(network, x, tiling, direction):
-            values = values[:, :, drop:]
-            if row in tails:
-                fade = fade.to(values.device)
-                values[:, :, :overlap] = tails[row] * (1 - fade) + values[:, :, :overlap] * fade
-            split = max(values.shape[2] - overlap, 0)
-            end = begin + split
-            tails[row] = values[:, :, split:].clone() if overlap else values[:, :, split:]
-            if split:
-                yield Band(begin, row, height, values[:, :, :split])
-        begin = end
-    if overlap:
-        for row, values in tails.items():
-            yield Band(begin, row, height, values)
+        begin, done = start // direction.read_frame * direction.write_frame + drop, 0
+        while done < height:
+            try:
+                for row, values in (run_chunk or run_tiles)(network, x, tiling, direction):
+                    fresh = values[:, :, drop:, max(done - row, 0) :]
+                    if fresh.shape[3]:
+                        pieces = crossfade.finished(fresh, done, height)
+                        row, done = done, done + fresh.shape[3]
+                        end = begin + sum(piece.shape[2] for piece in pieces)
+                        yield Band(begin, row, height, pieces)
+            except RuntimeError as error:
+                tiling = retreat(error, tiling)
+        crossfade.next_chunk()
+    if crossfade.tail is not None:
+        yield Band(end, 0, height, (crossfade.tail,))
 
 
-def run_tiles(network: Network, x: Tensor, tiling: Tiling, direction: Direction) -> Iterator[tuple[int, Tensor]]:
+class _Crossfade:
+    """The frames that a chunk and the one behind it both give: kept in float32, then blended.
+
+    Args:
+        overlap: how many.
+
+    Attributes:
+        tail: (B, C, overlap, H, W), what the chunk at hand (or, row by row, still the one before) gave last.
+    """
+
+    def __init__(self, overlap: int) -> None:
+        self.overlap = overlap
+        self.tail: Tensor | None = None
+        self._fade = ((torch.arange(overlap, dtype=torch.float32) + 0.5) / max(overlap, 1)).view(1, 1, -1, 1, 1)
+        self._follows = False
+
+    def next_chunk(self) -> None:
+        """The rows that come now are those of the next chunk."""
+        self._follows = self.tail is not None
+
+    def finished(self, values: Tensor, row: int, height: int) -> tuple[Tensor, ...]:
+        """The frames that the next chunk does not change, the blended ones first.
+
+        Args:
+            values: (B, C, n, rows, W), the chunk's frames.
+            row: position of their first row.
+            height: rows of a whole frame.
+        """
+        if not self.overlap:
+            return (values,)
+        rows, split = slice(row, row + values.shape[3]), max(values.shape[2] - self.overlap, 0)
+        self._fade = self._fade.to(values.device)
+        if self._follows:
+            head = self.tail[:, :, :, rows] * (1 - self._fade) + values[:, :, : self.overlap] * self._fade
+            rest = values[:, :, self.overlap :]
+        else:
+            head, rest = values[:, :, :0].float(), values
+        if self.tail is None:
+            shape = (*values.shape[:2], values.shape[2] - split, height, values.shape[4])
+            self.tail = values.new_empty(shape, dtype=torch.float32)
+        early = min(split, head.shape[2])  # frames of the head that are not in the tail again
+        self.tail[:, :, : head.shape[2] - early, rows] = head[:, :, early:]
+        self.tail[:, :, head.shape[2] - early :, rows] = rest[:, :, split - early :]
+        return head[:, :, :early], rest[:, :, : split - early]
+
+
+def run_tiles(
+    network: Network, x: Tensor, tiling: Tiling, direction: Direction, reach: int | None = None
+) -> Iterator[tuple[int, Tensor]]:
     """Run the network over the tiles of one chunk.
 
     Args:
         x: (B, C, n, H, W) with H and W in whole cells.
+        reach: cells to each side that an output depends on. Where given, tiles overlap so far that each output is taken from
+            a tile that has all of them: the result is that of the whole frame at once.
 
     Yields:
-        (first row, (B, C', n', rows, W') float32) from top to bottom, every row once.
+        (first row, (B, C', n', rows, W') floating) from top to bottom, every row once.
+
+    Raises:
+        UsageError: (a ValueError) a tile does not hold what one output depends on, and the frame does not fit a tile.
     """
     height, width = x.shape[3] // direction.read_cell, x.shape[4] // direction.read_cell
 
-    def window(row: Window, col: Window) -> Tensor:
+    def windows(row: Window, cols: list[Window]) -> Iterator[Tensor]:
         scale = direction.read_cell
-        return network(x[..., row.start * scale : row.stop * scale, col.start * scale : col.stop * scale]).float()
+        strip = x[..., row.start * scale : row.stop * scale, :]
+        for _, alike in groupby(cols, key=lambda col: col.size):  # an official row's last tile is narrower
+            while together := [strip[..., col.start * scale : col.stop * scale] for col in islice(alike, tiling.batch)]:
+                yield from network(torch.cat(together) if len(together) > 1 else together[0]).split(len(x))
 
     if tiling.mode == "official":
         stride = tiling.tile_cells * OFFICIAL_STRIDE[0] // OFFICIAL_STRIDE[1]
         rows = official_windows(height, tiling.tile_cells, stride)
         cols = official_windows(width, tiling.tile_cells, stride)
         scale, extent = direction.write_cell, tiling.tile_cells - stride
-        yield from _official_bands(window, rows, cols, stride * scale, extent * scale)
+        yield from _official_bands(windows, rows, cols, stride * scale, extent * scale)
     else:
-        rows = tile_windows(height, tiling.tile_cells, tiling.overlap_cells)
-        cols = tile_windows(width, tiling.tile_cells, tiling.overlap_cells)
-        yield from _blended_bands(window, rows, cols, direction.write_cell)
+        overlap = tiling.overlap_cells if reach is None else max(tiling.overlap_cells, 2 * reach)
+        if tiling.tile_cells <= overlap and tiling.tile_cells < max(height, width):
+            least = CELL * (overlap + 1)
+            raise UsageError(f"Tile {tiling.tile} px is too small for an exact result of this model; pass --tile {least}.")
+        rows = tile_windows(height, tiling.tile_cells, overlap)
+        cols = tile_windows(width, tiling.tile_cells, overlap)
+        yield from blended_bands(windows, rows, cols, direction.write_cell, blend_weights if reach is None else core_weights)
 
 
-def _blended_bands(
-    window: Callable[[Window, Window], Tensor], rows: list[Window], cols: list[Window], scale: int
+def core_windows(windows: list[Window]) -> list[Window]:
+    """What of each window it alone answers for: up to the middle of what it shares with its neighbours."""
+    edges = [(after.start + before.stop) // 2 for before, after in pairwise(windows)]
+    return [Window(start, stop) for start, stop in pairwise([windows[0].start, *edges, windows[-1].stop])]
+
+
+def core_weights(windows: list[Window], scale: int = 1) -> list[list[float]]:
+    """Weights as of `blend_weights` that are 1 in a window's core and 0 elsewhere."""
+    cores = zip(windows, core_windows(windows))
+    return [[float(core.start <= cell < core.stop) for cell in range(w.start, w.stop) for _ in range(scale)] for w, core in cores]
+
+
+def blended_bands(
+    windows: Windows, rows: list[Window], cols: list[Window], scale: int, weights: Weights = blend_weights
 ) -> Iterator[tuple[int, Tensor]]:
-    """Normalised overlap-add. Weights are a product of one per row and one per column, each summing to 1."""
-    row_weights, col_weights = torch.tensor(blend_weights(rows, scale)), torch.tensor(blend_weights(cols, scale))
+    """Normalised overlap-add. Weights are a product of one per row and one per column, each summing to 1.
+
+    Args:
+        windows: the outputs.
+        rows, cols: in cells, sorted.
+        scale: positions per cell of the outputs.
+        weights: along one axis.
+
+    Yields:
+        As `run_tiles`.
+    """
+    if len(rows) == len(cols) == 1:
+        yield 0, next(windows(rows[0], cols))
+        return
+    row_weights, col_weights = torch.tensor(weights(rows, scale)), torch.tensor(weights(cols, scale))
     carry: Tensor | None = None
     for i, row in enumerate(rows):
         strip: Tensor | None = None
-        for j, col in enumerate(cols):
-            y = window(row, col)
-            if len(rows) == len(cols) == 1:
-                yield 0, y
-                return
+        for j, (col, y) in enumerate(zip(cols, windows(row, cols))):
             if strip is None:
                 row_weights, col_weights = row_weights.to(y.device), col_weights.to(y.device)
-                strip = y.new_zeros((*y.shape[:4], cols[-1].stop * scale))
+                strip = y.new_zeros((*y.shape[:4], cols[-1].stop * scale), dtype=torch.float32)
             strip[..., col.start * scale : col.stop * scale] += y * col_weights[j]
         assert strip is not None
         strip *= row_weights[i][:, None]
@@ -181,7 +298,7 @@ def _blended_bands(
 
 
 def _official_bands(
-    window: Callable[[Window, Window], Tensor], rows: list[Window], cols: list[Window], stride: int, extent: int
+    windows: Windows, rows: list[Window], cols: list[Window], stride: int, extent: int
 ) -> Iterator[tuple[int, Tensor]]:
     """The release's blend: each tile is faded in place, first into the finished tile above, then into its left neighbour.
 
@@ -190,8 +307,8 @@ def _official_bands(
     above: list[Tensor] = []
     for i, row in enumerate(rows):
         current: list[Tensor] = []
-        for j, col in enumerate(cols):
-            y = window(row, col)
+        for j, tile in enumerate(windows(row, cols)):
+            y = tile.float()
             if above:
                 _fade_in(above[j], y, extent, dim=3)
             if current:
@@ -213,24 +330,30 @@ def _fade_in(before: Tensor, after: Tensor, extent: int, dim: int) -> None:
     head.copy_(before.narrow(dim, before.shape[dim] - extent, extent) * (1 - weight) + head * weight)
 
 
-def assemble(bands: Iterable[Band], convert: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
+def assemble(bands: Iterable[Band], convert: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Iterator[Tensor]:
     """Put bands of rows together to whole frames.
 
     Args:
         bands: what `run_chunks` yields.
-        convert: applied to each band's values, e.g. to bytes; keeps the shape.
+        convert: applied to the values of a frame's rows, (B, C, rows, W) in any floating dtype; keeps the shape. Frame by
+            frame, because the passes over one frame stay in a processor's cache.
+        dtype: of the result, which must hold what `convert` gives.
 
     Yields:
-        (B, C, n, H, W) in `convert`'s dtype, channels last in memory, in order.
+        (B, C, n, H, W), n >= 1, channels last in memory, on the bands' device, in order.
     """
     frames: Tensor | None = None
     for band in bands:
-        values = convert(band.values)
-        rows = values.shape[3]
+        singles = [frame for piece in band.pieces for frame in piece.unbind(2)]
+        if not singles:
+            continue
+        batch, channels, rows, width = singles[0].shape
         if band.row == 0:
-            shape = (*values.shape[:3], band.height, values.shape[4])
-            frames = torch.empty(shape, dtype=values.dtype, device=values.device, memory_format=torch.channels_last_3d)
+            shape = (batch, channels, len(singles), band.height, width)
+            frames = torch.empty(shape, dtype=dtype, device=singles[0].device, memory_format=torch.channels_last_3d)
         assert frames is not None
-        frames[..., band.row : band.row + rows, :] = values
+        for i, frame in enumerate(singles):
+            frames[:, :, i, band.row : band.row + rows] = convert(frame)
         if band.row + rows == band.height:
             yield frames
+            frames = None

@@ -12,6 +12,7 @@ from clips import moving_pictures, write_video
 from tiny_model import save_tiny_model
 
 from cvvae_cli.checkpoint import load_model
+from cvvae_cli.config import Tiling
 from cvvae_cli.decoding import DecodeOptions, decode_file
 from cvvae_cli.encoding import encode_file
 
@@ -19,13 +20,15 @@ TICK = Fraction(1, 12800)
 PICTURES = moving_pictures(24, 61, 45)
 # Variable rate: frames last 1, 2 or 3 twenty-fifths of a second; 1.84 s in all, with longer sound.
 PTS = [512 * sum(1 + i % 3 for i in range(n)) for n in range(24)]
+# The memory at hand would allow one chunk; with these, the clip has two.
+TILING = Tiling()
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("encoding")
     write_video(folder / "clip.mp4", PICTURES, pts=PTS, sound_seconds=2.5)
-    encode_file(folder / "clip.mp4", folder / "clip.latent", model=tiny(folder))
+    encode_file(folder / "clip.mp4", folder / "clip.latent", model=tiny(folder), tiling=TILING)
     return folder
 
 

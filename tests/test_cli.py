@@ -218,5 +218,5 @@ def test_a_signal_in_the_middle_leaves_nothing(folder, latent, tmp_path, verb, s
         time.sleep(0.005)
     running.send_signal(sent)
     out, err = running.communicate(timeout=60)
-    assert (running.returncode, out) == (status, "") and "Traceback" not in err
+    assert (running.returncode, out) == (status, "") and "Traceback" not in err, err
     assert list(tmp_path.iterdir()) == []

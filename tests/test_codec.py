@@ -1,5 +1,4 @@
-"""Whole videos through chunks and tiles: the official modes against official tensors, streams against wholes."""
-
+"""Whole videos through chunks and tiles: streams against wholes, and what happens when memory runs out."""
 
 import numpy as np
 import pytest
@@ -9,6 +8,7 @@ from tiny_model import TINY
 
 from cvvae_cli.autoencoder import Autoencoder
 from cvvae_cli.codec import (
+    Plan,
     decode_frames,
     decode_tensor,
     draw_latents,
@@ -17,9 +17,11 @@ from cvvae_cli.codec import (
     first_chunk_with,
     pad_to_cells,
     to_bytes,
+    to_pixels,
 )
 from cvvae_cli.config import Tiling
-from cvvae_cli.errors import UsageError
+from cvvae_cli.errors import DeviceError, UsageError
+from cvvae_cli.stage_clock import StageClock
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +66,9 @@ def test_a_stream_of_single_frames_equals_the_whole(model):
     tiling = Tiling(tile=64, overlap=24)
     x = video(37, 96, 80)
     with torch.inference_mode():
-        moments = torch.cat(list(encode_frames(model, x.split(1, dim=2), tiling)), dim=2)
+        moments = torch.cat(list(encode_frames(model, x.split(1, dim=2), Plan(tiling))), dim=2)
         assert torch.equal(moments, encode_tensor(model, x, tiling))
-        frames = torch.cat(list(decode_frames(model, moments[:, :4].split(2, dim=2), tiling)), dim=2)
+        frames = torch.cat(list(decode_frames(model, moments[:, :4].split(2, dim=2), Plan(tiling))), dim=2)
         assert torch.equal(frames, to_bytes(decode_tensor(model, moments[:, :4], tiling)))
 
 
@@ -76,10 +78,10 @@ def test_decoding_from_the_middle_gives_the_same_frames(model, chunk_overlap):
     torch.manual_seed(1)
     z = torch.randn(1, 4, 14, 2, 2)
     with torch.inference_mode():
-        whole = torch.cat(list(decode_frames(model, [z], tiling)), dim=2)
+        whole = torch.cat(list(decode_frames(model, [z], Plan(tiling))), dim=2)
         for frame in range(0, 53, 3):
             begin = first_chunk_with(frame, tiling)
-            part = torch.cat(list(decode_frames(model, [z[:, :, begin:]], tiling, begin)), dim=2)
+            part = torch.cat(list(decode_frames(model, [z[:, :, begin:]], Plan(tiling), begin)), dim=2)
             first = 4 * begin + 1 if begin else 0
             assert first <= frame
             assert torch.equal(part[:, :, frame - first :], whole[:, :, frame:])
@@ -112,3 +114,119 @@ def test_wrong_shapes_are_refused(model, shape):
         encode_tensor(model, torch.zeros(shape))
     with pytest.raises(UsageError, match="shape"):
         decode_tensor(model, torch.zeros(1, 5, 2, 2, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_pixels_are_computed_in_single_precision_and_rounded_once(dtype):
+    frames = torch.arange(256, dtype=torch.uint8).view(1, 1, 4, 8, 8).expand(2, 3, 4, 8, 8)
+    pixels = to_pixels(frames, dtype)
+    assert pixels.dtype == dtype and pixels.is_contiguous(memory_format=torch.channels_last_3d)
+    error = (pixels.double() - (frames.double() / 127.5 - 1)).abs().max()
+    assert error <= torch.finfo(dtype).eps / 4 + 2e-7  # values below 1 are at most half of eps / 2 away from a number
+    assert torch.equal(to_bytes(pixels), frames)
+    assert to_pixels(pixels, torch.float64) is pixels
+
+
+def test_bytes_of_half_precision_are_rounded_in_single():
+    values = torch.linspace(-1.1, 1.1, 4001).bfloat16()
+    assert to_bytes(values).tolist() == [round(float(v)) for v in (values.double().clamp(-1, 1) + 1) * 127.5]
+
+
+class Small(Autoencoder):
+    """A model on a device that holds windows up to a size, in cells."""
+
+    encodable = decodable = 10**9
+
+    def encode(self, x):
+        self._require(x.shape[0] * x.shape[3] * x.shape[4] // 64, self.encodable)
+        return super().encode(x)
+
+    def decode(self, z):
+        self._require(z.shape[0] * z.shape[3] * z.shape[4], self.decodable)
+        return super().decode(z)
+
+    def _require(self, cells, most):
+        if cells > most:
+            raise torch.OutOfMemoryError("out of memory")
+
+
+@pytest.fixture
+def small(model):
+    small = Small(TINY).eval()
+    small.load_state_dict(model.state_dict())
+    return small
+
+
+def test_a_run_out_of_memory_goes_on_with_smaller_tiles_and_says_so(model, small):
+    x, fitting = video(33, 192, 160), Tiling(tile=128, overlap=32)
+    small.encodable = small.decodable = 16 * 16
+    with torch.inference_mode():
+        plan = Plan(Tiling(tile=256, overlap=64, batch=2))
+        moments = torch.cat(list(encode_frames(small, [x], plan)), dim=2)
+        assert torch.equal(moments, encode_tensor(model, x, fitting)) and plan.tiling == fitting
+        plan = Plan(Tiling(tile=256, overlap=64))
+        frames = torch.cat(list(decode_frames(small, [moments[:, :4]], plan)), dim=2)
+        assert torch.equal(frames, to_bytes(decode_tensor(model, moments[:, :4], fitting))) and plan.tiling == fitting
+    assert plan.notes == ["The device ran out of memory; the run went on with tiles of 128 px, 1 at a time."]
+
+
+def test_batches_are_given_up_before_tiles_are_made_smaller(small):
+    small.encodable = 8 * 8
+    plan = Plan(Tiling(tile=64, overlap=16, batch=4))
+    with torch.inference_mode():
+        whole = torch.cat(list(encode_frames(small, [video(5, 64, 160)], plan)), dim=2)
+        assert torch.equal(whole, encode_tensor(small, video(5, 64, 160), Tiling(tile=64, overlap=16)))
+    assert plan.tiling == Tiling(tile=64, overlap=16) and plan.notes[0].endswith("64 px, 1 at a time.") and len(plan.notes) == 1
+
+
+def test_both_sides_of_a_plan_retreat_together(small):
+    """A check during encoding decodes by the same plan: what one side has given up, the other does not try again."""
+    small.encodable, small.decodable = 8 * 8, 16 * 16
+    plan = Plan(Tiling(tile=256, overlap=64))
+    with torch.inference_mode():
+        latents = draw_latents(encode_frames(small, [video(17, 192, 192)], plan), None)
+        frames = torch.cat(list(decode_frames(small, latents, plan)), dim=2)
+    assert frames.shape == (1, 3, 17, 192, 192)
+    assert plan.tiling.tile == 64 and len(plan.notes) == 2
+    small.decodable = 8 * 8
+    plan = Plan(Tiling(tile=128, overlap=32))
+    with torch.inference_mode():
+        latents = draw_latents(encode_frames(small, [video(17, 192, 192)], plan), None)
+        assert sum(piece.shape[2] for piece in decode_frames(small, latents, plan)) == 17
+    assert plan.tiling.tile == 64 and len(plan.notes) == 1
+
+
+@pytest.mark.parametrize("tiling", [Tiling(), Tiling(tile=64, overlap=16, batch=3), Tiling.official(144)])
+def test_nothing_smaller_left_is_a_sentence(small, tiling):
+    small.encodable = small.decodable = 4
+    for run in (lambda: encode_tensor(small, video(5, 64, 64), tiling), lambda: decode_tensor(small, torch.zeros(1, 4, 2, 8, 8), tiling)):
+        with pytest.raises(DeviceError) as caught:
+            run()
+        said = str(caught.value)
+        assert said.endswith(".") and said.count(". ") == 0 and f"tile of {72 if tiling.mode == 'official' else 64} px" in said
+        assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
+
+
+def test_other_errors_are_no_reason_to_retreat(small):
+    small._require = lambda cells, most: torch.zeros(2) + torch.zeros(3)
+    plan = Plan(Tiling())
+    with pytest.raises(RuntimeError, match="size of tensor"), torch.inference_mode():
+        list(encode_frames(small, [video(5, 64, 64)], plan))
+    assert plan.tiling == Tiling() and plan.notes == []
+
+
+def test_frames_that_do_not_fit_are_a_sentence_too(model):
+    """Smaller tiles do not help there; 2^61 bytes are more than any process can name."""
+    vast, plan = torch.zeros(1, 4, 1, 1, 1).expand(1, 4, 2, 2**28, 2**28), Plan(Tiling())
+    with pytest.raises(DeviceError, match="frames of a chunk") as caught, torch.inference_mode():
+        list(decode_frames(model, [vast], plan))
+    assert str(caught.value).count(". ") == 0 and plan.notes == []
+
+
+def test_the_clock_counts_each_stage(model):
+    clock = StageClock()
+    with torch.inference_mode():
+        moments = torch.cat(list(encode_frames(model, [to_bytes(video(9, 16, 16))], Plan(Tiling()), clock)), dim=2)
+        assert set(clock.seconds) == {"blend", "to device", "encode"}
+        list(decode_frames(model, [moments[:, :4]], Plan(Tiling()), clock=clock))
+    assert set(clock.seconds) == {"blend", "to device", "encode", "decode", "from device"} and min(clock.seconds.values()) > 0

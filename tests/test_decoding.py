@@ -7,13 +7,17 @@ import numpy as np
 import pytest
 import torch
 from clips import sound_packets, write_video
-from encoded_clip import PICTURES, PTS, TICK, decoded, frames_of
+from encoded_clip import PICTURES, PTS, TICK, TILING, decoded, frames_of
+from tiny_model import TINY
 
+from cvvae_cli.autoencoder import Autoencoder
 from cvvae_cli.codec import decode_tensor, encode_tensor, to_bytes
+from cvvae_cli.config import Tiling
 from cvvae_cli.decoding import DecodeOptions, decode_file
-from cvvae_cli.encoding import encode_file
-from cvvae_cli.errors import LatentFileError, OutputError, VideoError
+from cvvae_cli.encoding import EncodeOptions, encode_file
+from cvvae_cli.errors import LatentFileError, OutputError, QualityError, VideoError
 from cvvae_cli.latent_file import LatentReader
+from cvvae_cli.latent_video import LatentVideo
 
 folder, model = encoded_clip.folder, encoded_clip.model
 
@@ -31,10 +35,10 @@ def test_frames_times_size_and_sound_come_back(folder, model, tmp_path):
 
 def test_the_frames_are_those_of_the_tensor_functions(folder, model):
     x = torch.from_numpy(np.stack(PICTURES)).permute(3, 0, 1, 2)[None]
-    z = encode_tensor(model, x)[:, :4].half().float()
+    z = encode_tensor(model, x, TILING)[:, :4].half().float()
     with LatentReader(folder / "clip.latent") as reader:
         assert np.array_equal(reader.read(0, 7), z[0].transpose(0, 1).numpy())
-    want = to_bytes(decode_tensor(model, z))[0].permute(1, 2, 3, 0).numpy()[:24, :45, :61]
+    want = to_bytes(decode_tensor(model, z, TILING))[0].permute(1, 2, 3, 0).numpy()[:24, :45, :61]
     assert np.array_equal(decoded(folder / "clip.latent", model), want)
 
 
@@ -52,6 +56,55 @@ def test_decoding_a_part_gives_the_same_frames_and_the_sound_beside_them(folder,
     end = PTS[last + 1] * TICK if last < 23 else 100
     heard = [data for time, data in sound_packets(folder / "clip.mp4") if (not origin or time >= origin) and time < end]
     assert heard and [data for _, data in sound_packets(tmp_path / "part.mp4")] == heard
+
+
+def test_the_stages_and_the_tiling_are_reported(folder, model, tmp_path):
+    options, seen = DecodeOptions(max_frames=9), []
+    report = decode_file(folder / "clip.latent", tmp_path / "x.mp4", model=model, options=options, observe=seen.append)
+    assert report.tiling == TILING and len(seen) == 9
+    assert set(report.stages) == {"read", "decode", "blend", "from device", "wait for writer", "write", "observe"}
+    assert sum(seconds for stage, seconds in report.stages.items() if stage not in ("write", "observe")) <= report.seconds
+    assert min(report.stages.values()) > 0 and not torch.is_inference_mode_enabled()
+
+
+def test_sound_is_read_by_a_handle_of_its_own(folder, model, tmp_path):
+    """One thread reads the sound while the other reads latents: in one open file each would move the other's place."""
+    with LatentVideo.open(folder / "clip.latent", TINY) as opened:
+        opened.sidecar = lambda: pytest.fail("the handle of the latents was asked for the sound")
+        decode_file(opened, tmp_path / "back.mp4", model=model)
+    assert sound_packets(tmp_path / "back.mp4") == sound_packets(folder / "clip.mp4")
+
+
+class Small(Autoencoder):
+    """A model on a device that holds windows of 9 x 9 cells."""
+
+    def decode(self, z):
+        if z.shape[3] * z.shape[4] > 9 * 9:
+            raise torch.OutOfMemoryError("out of memory")
+        return super().decode(z)
+
+
+def test_a_decode_that_runs_out_of_memory_goes_on_with_smaller_tiles_and_says_so(folder, model, tmp_path):
+    small = Small(TINY).eval()
+    small.load_state_dict(model.state_dict())
+    encode_file(
+        folder / "clip.mp4", tmp_path / "x", model=model, tiling=Tiling(144, 36, batch=2), options=EncodeOptions(size=(200, 144))
+    )
+    frames = []
+    report = decode_file(tmp_path / "x", None, model=small, observe=lambda frame: frames.append(frame.copy()))
+    assert report.tiling == Tiling(72, 18) and any("72 px" in note for note in report.notes)
+    frames_small = []
+    decode_file(tmp_path / "x", None, model=model, tiling=Tiling(72, 18), observe=lambda frame: frames_small.append(frame.copy()))
+    assert np.array_equal(frames, frames_small)
+
+
+def test_an_error_of_the_observer_is_the_callers(folder, model, tmp_path):
+    def refuse(frame):
+        raise QualityError("too dark")
+
+    with pytest.raises(QualityError, match="too dark"):
+        decode_file(folder / "clip.latent", tmp_path / "x.mp4", model=model, observe=refuse)
+    assert list(tmp_path.iterdir()) == [] and not torch.is_inference_mode_enabled()
 
 
 def test_a_constant_rate_replaces_times_and_leaves_the_sound_out(folder, model, tmp_path):

@@ -1,6 +1,7 @@
 """Video files to latent files: what is stored and recorded, the check, and nothing left behind on failure."""
 
 import json
+from dataclasses import asdict
 
 import av
 import encoded_clip
@@ -8,25 +9,62 @@ import numpy as np
 import pytest
 import torch
 from clips import psnr, sound_packets, write_video
-from encoded_clip import PICTURES, PTS, TICK, decoded, frames_of
+from encoded_clip import PICTURES, PTS, TICK, TILING, decoded, frames_of
+from tiny_model import TINY
 
+from cvvae_cli.autoencoder import Autoencoder
 from cvvae_cli.codec import encode_tensor
 from cvvae_cli.config import Tiling
 from cvvae_cli.decoding import decode_file
 from cvvae_cli.encoding import EncodeOptions, encode_file
 from cvvae_cli.errors import OutputError, QualityError, UsageError, VideoError
 from cvvae_cli.latent_file import LatentReader
+from cvvae_cli.memory_model import fitting_tiling
 
 folder, model = encoded_clip.folder, encoded_clip.model
 
 
 def test_encoding_twice_gives_the_same_bytes_without_a_path_in_them(folder, model, tmp_path):
-    report = encode_file(folder / "clip.mp4", tmp_path / "again.latent", model=model)
+    report = encode_file(folder / "clip.mp4", tmp_path / "again.latent", model=model, tiling=TILING)
     data = (tmp_path / "again.latent").read_bytes()
     assert data == (folder / "clip.latent").read_bytes()
     assert str(folder).encode() not in data and b"clip.mp4" not in data
     assert (report.frames, report.width, report.height) == (24, 61, 45)
     assert report.latent_bytes == 7 * 4 * 6 * 8 * 2 and report.bits_per_pixel == 8 * report.latent_bytes / (24 * 61 * 45)
+    assert set(report.stages) == {"read", "wait for frames", "to device", "encode", "blend", "write"} and min(report.stages.values()) > 0
+    assert sum(seconds for stage, seconds in report.stages.items() if stage != "read") <= report.seconds
+
+
+def test_the_tiling_that_fits_is_chosen_and_recorded(folder, model, tmp_path):
+    report = encode_file(folder / "clip.mp4", tmp_path / "x", model=model)
+    assert report.tiling == fitting_tiling(model, 45, 61)
+    chosen = Tiling(tile=96, overlap=40, chunk_overlap=8, chunk=13)
+    assert encode_file(folder / "clip.mp4", tmp_path / "y", model=model, tiling=chosen).tiling == chosen
+    for name, tiling in (("x", report.tiling), ("y", chosen)):
+        with LatentReader(tmp_path / name) as reader:
+            assert json.loads(reader.metadata["encoding"])["tiling"] == asdict(tiling)
+        assert decode_file(tmp_path / name, None, model=model).tiling == tiling
+
+
+class Small(Autoencoder):
+    """A model on a device that holds windows of 9 x 9 cells."""
+
+    def encode(self, x):
+        if x.shape[3] * x.shape[4] > 72 * 72:
+            raise torch.OutOfMemoryError("out of memory")
+        return super().encode(x)
+
+
+def test_tiles_that_memory_ran_out_on_are_not_recorded(folder, model, tmp_path):
+    small = Small(TINY).eval()
+    small.load_state_dict(model.state_dict())
+    options = EncodeOptions(size=(200, 144))
+    report = encode_file(folder / "clip.mp4", tmp_path / "x", model=small, tiling=Tiling(144, 36), options=options)
+    assert report.tiling == Tiling(72, 18) and len(report.notes) == 1 and "72 px" in report.notes[0]
+    encode_file(folder / "clip.mp4", tmp_path / "y", model=model, tiling=Tiling(72, 18), options=options)
+    with LatentReader(tmp_path / "x") as x, LatentReader(tmp_path / "y") as y:
+        assert np.array_equal(x.read(0, 7), y.read(0, 7))
+        assert json.loads(x.metadata["encoding"])["tiling"] == asdict(Tiling(72, 18))
 
 
 @pytest.mark.parametrize(
@@ -40,7 +78,7 @@ def test_encoding_twice_gives_the_same_bytes_without_a_path_in_them(folder, mode
     ],
 )
 def test_a_part_is_encoded_with_its_times_and_its_sound(folder, model, tmp_path, options, first, last):
-    encode_file(folder / "clip.mp4", tmp_path / "part.latent", model=model, options=EncodeOptions(**options))
+    report = encode_file(folder / "clip.mp4", tmp_path / "part.latent", model=model, options=EncodeOptions(**options))
     decode_file(tmp_path / "part.latent", tmp_path / "part.mp4", model=model)
     frames, times = frames_of(tmp_path / "part.mp4")
     origin = PTS[first] * TICK if options.get("start") else 0
@@ -50,7 +88,7 @@ def test_a_part_is_encoded_with_its_times_and_its_sound(folder, model, tmp_path,
     heard = [(time, data) for time, data in sound if (not origin or time >= 0) and (end is None or time < end - origin)]
     assert len(heard) > 10 and [data for _, data in sound_packets(tmp_path / "part.mp4")] == [data for _, data in heard]
     assert all(abs(a - b) < TICK * 2 for (a, _), (b, _) in zip(sound_packets(tmp_path / "part.mp4"), heard))
-    alone = encode_tensor(model, torch.from_numpy(np.stack(PICTURES[first : last + 1])).permute(3, 0, 1, 2)[None])
+    alone = encode_tensor(model, torch.from_numpy(np.stack(PICTURES[first : last + 1])).permute(3, 0, 1, 2)[None], report.tiling)
     with LatentReader(tmp_path / "part.latent") as reader:
         assert np.array_equal(reader.read(0, reader.shape[0]), alone[0, :4].half().float().transpose(0, 1).numpy())
 
@@ -121,10 +159,10 @@ def test_whatever_stops_an_encode_nothing_is_left_behind(folder, model, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_progress_counts_frames_up_to_the_total(folder, model, tmp_path):
+def test_progress_counts_the_frames_whose_latents_are_written(folder, model, tmp_path):
     seen = []
-    encode_file(folder / "clip.mp4", tmp_path / "x", model=model, progress=lambda *call: seen.append(call))
-    assert seen[-1] == (24, 24) and seen == sorted(seen) and len(seen) > 1
+    encode_file(folder / "clip.mp4", tmp_path / "x", model=model, tiling=TILING, progress=lambda *call: seen.append(call))
+    assert seen == [(13, 24), (21, 24), (24, 24)]  # each chunk's last latent waits for the next chunk to fade in
     options = EncodeOptions(max_frames=9, overwrite=True)
     encode_file(folder / "clip.mp4", tmp_path / "x", model=model, options=options, progress=lambda *call: seen.append(call))
     assert seen[-1] == (9, 9)

@@ -5,7 +5,7 @@ import platform
 import pytest
 import torch
 
-from cvvae_cli.peak_memory import peak_memory
+from cvvae_cli.peak_memory import is_out_of_memory, peak_memory
 
 CPU = torch.device("cpu")
 needs_proc = pytest.mark.skipif(platform.system() != "Linux", reason="resident memory is read from /proc")
@@ -36,3 +36,19 @@ def test_memory_of_a_known_buffer_on_cuda() -> None:
     device = torch.device("cuda", 0)
     peak, growth = peak_memory(device, lambda: torch.empty(64 * 2**20, dtype=torch.uint8, device=device))
     assert growth == 64 and peak is not None and peak >= 64
+
+
+def test_what_torch_raises_for_want_of_memory_is_told_from_other_errors() -> None:
+    with pytest.raises(RuntimeError) as full:
+        torch.empty(2**60, dtype=torch.uint8)
+    with pytest.raises(RuntimeError) as other:
+        torch.zeros(2) + torch.zeros(3)
+    assert is_out_of_memory(full.value) and not is_out_of_memory(other.value)
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_what_cuda_raises_for_want_of_memory() -> None:
+    with pytest.raises(RuntimeError) as full:
+        torch.empty(2**50, dtype=torch.uint8, device="cuda")
+    assert is_out_of_memory(full.value)

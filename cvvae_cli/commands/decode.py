@@ -29,10 +29,13 @@ def decode(
     revision: o.Revision = None,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
-    tile: o.Tile = None,
+    tile: o.Tile = "auto",
     overlap: o.Overlap = None,
+    chunk: o.Chunk = None,
     chunk_overlap: o.ChunkOverlap = None,
+    batch: o.Batch = None,
     tiling: o.TilingMode = None,
+    norm: o.Norm = None,
     start: o.Start = 0.0,
     frames: o.Frames = None,
     fps: Annotated[str | None, typer.Option(metavar="RATE", help=_FPS_HELP)] = None,
@@ -71,7 +74,7 @@ def decode(
         opened = stack.enter_context(LatentVideo.open(latents, loaded.config, layout, scaled))
         if model is None and opened.model is None:
             notes.append(f"{latents} does not name its model, so the default decodes it; pass --model if another made it.")
-        plan = o.tiling_of(tile, overlap, chunk_overlap, tiling, opened.tiling)
+        plan = o.Cut(tile, overlap, chunk, chunk_overlap, batch, tiling, norm).tiling(opened.tiling)
         notes += o.rounding_notes(plan)
         comparison = None
         if against is not None:

@@ -27,10 +27,13 @@ def encode(
     revision: o.Revision = None,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
-    tile: o.Tile = None,
+    tile: o.Tile = "auto",
     overlap: o.Overlap = None,
+    chunk: o.Chunk = None,
     chunk_overlap: o.ChunkOverlap = None,
+    batch: o.Batch = None,
     tiling: o.TilingMode = None,
+    norm: o.Norm = None,
     start: o.Start = 0.0,
     duration: Annotated[float | None, typer.Option(metavar="SECONDS", help="Stop after so many seconds.")] = None,
     frames: o.Frames = None,
@@ -47,7 +50,7 @@ def encode(
 ) -> None:
     """Encode a video to a latent file that can restore it: size, frames, times, colour and sound."""
     reporter = Reporter(as_json, quiet)
-    plan, wanted = o.tiling_of(tile, overlap, chunk_overlap, tiling), o.size_of(size)
+    plan, wanted = o.Cut(tile, overlap, chunk, chunk_overlap, batch, tiling, norm).tiling(), o.size_of(size)
     if seed is not None and not sample:
         raise UsageError(f"Seed {seed} has no effect on the posterior's mean; pass --sample too or drop --seed.")
     o.require_file(source, VideoError)

@@ -2,6 +2,7 @@
 
 import os
 import re
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +12,7 @@ import typer
 from cvvae_cli.config import Tiling
 from cvvae_cli.errors import CvvaeError, DeviceError, LatentFileError, ModelError, OutputError, UsageError
 from cvvae_cli.geometry import SPATIAL_COMPRESSION_RATIO as CELL
+from cvvae_cli.host_memory import keep_freed_memory
 from cvvae_cli.model_names import KNOWN_MODELS, hub_folder, shown_name
 
 if TYPE_CHECKING:
@@ -23,7 +25,10 @@ _MODEL_HELP = (
     "for a latent file, the one that made it."
 )
 _DTYPE_HELP = "Type to compute in: auto, float32, bfloat16 or float16."
-_TILE_HELP = "Tile size in pixels, 64 or more; 256 by default, 576 with --tiling official."
+_TILE_HELP = (
+    "Tile size in pixels, 64 or more. auto, the default, fits tiles and chunks to the memory at hand (on decode: those the "
+    "file records, or smaller tiles); beside other options of this panel it is 256, or 576 with --tiling official."
+)
 _CHUNK_HELP = "Frames that neighbouring chunks share and blend, a multiple of 4; 4 by default, always 0 with --tiling official."
 _CRF_HELP = "Constant quality of the encoder, smaller is better; 16 for x264."
 
@@ -31,11 +36,25 @@ Model = Annotated[str | None, typer.Option(envvar="CVVAE_MODEL", help=_MODEL_HEL
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.", rich_help_panel=MODEL)]
 Device = Annotated[str, typer.Option(envvar="CVVAE_DEVICE", help="auto, cpu, cuda or cuda:N.", rich_help_panel=DEVICE)]
 Dtype = Annotated[str, typer.Option(envvar="CVVAE_DTYPE", help=_DTYPE_HELP, rich_help_panel=DEVICE)]
-Tile = Annotated[int | None, typer.Option(metavar="PX", help=_TILE_HELP, rich_help_panel=CUTTING)]
+Tile = Annotated[str, typer.Option(metavar="PX", help=_TILE_HELP, rich_help_panel=CUTTING)]
 Overlap = Annotated[
     int | None, typer.Option(metavar="PX", help="Overlap of neighbouring tiles; 64 by default.", rich_help_panel=CUTTING)
 ]
+Chunk = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Frames that the network sees at once, 1 + 4k; 17 by default.", rich_help_panel=CUTTING),
+]
+Batch = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Tiles that the network sees at once; 1 by default.", rich_help_panel=CUTTING)
+]
 ChunkOverlap = Annotated[int | None, typer.Option(metavar="N", help=_CHUNK_HELP, rich_help_panel=CUTTING)]
+Norm = Annotated[
+    str | None,
+    typer.Option(
+        help="Whose statistics group norms use: tile (the default), global (all tiles of a chunk), exact (as without tiles).",
+        rich_help_panel=CUTTING,
+    ),
+]
 TilingMode = Annotated[
     str | None,
     typer.Option("--tiling", help="blend (the default) or official, the release's own algorithm.", rich_help_panel=CUTTING),
@@ -66,33 +85,66 @@ def examples(*commands: str) -> str:
     return "\n\n".join(["Examples:", *(f"- `{command}`" for command in commands)])
 
 
-def tiling_of(
-    tile: int | None, overlap: int | None, chunk_overlap: int | None, mode: str | None, base: Tiling | None = None
-) -> Tiling | None:
-    """The tiling that options describe on top of `base` (the recorded one on decode); None if none was given.
+@dataclass(frozen=True)
+class Cut:
+    """What the options say of tiles and chunks; None where they say nothing.
 
-    Raises:
-        UsageError: they contradict one another.
+    Attributes:
+        tile: "auto" or pixels.
+        overlap: pixels.
+        chunk, chunk_overlap: frames.
+        batch: tiles.
+        mode: "blend" or "official".
+        norm: "tile", "global" or "exact".
     """
-    if tile is overlap is chunk_overlap is mode is None:
-        return None
-    if mode not in (None, "blend", "official"):
-        raise UsageError(f"Tiling {mode!r} is unknown; pass --tiling blend or --tiling official.")
-    base = base or Tiling()
-    if (mode or base.mode) == "official":
-        if overlap is not None:
-            raise UsageError(f"Overlap {overlap} cannot be chosen with official tiles (it is 2/9 of the tile); drop --overlap.")
-        if chunk_overlap:
-            raise UsageError(f"Chunk overlap {chunk_overlap} does not exist in the official algorithm; pass --chunk-overlap 0.")
-        return Tiling.official(tile if tile is not None else base.tile if base.mode == "official" else 576)
-    base = Tiling() if base.mode == "official" else base
-    tile = base.tile if tile is None else tile
-    return Tiling(
-        tile=tile,
-        overlap=min(base.overlap, max(tile // 4 // CELL * CELL, 0)) if overlap is None else overlap,
-        chunk_overlap=base.chunk_overlap if chunk_overlap is None else chunk_overlap,
-        chunk=base.chunk,
-    )
+
+    tile: str = "auto"
+    overlap: int | None = None
+    chunk: int | None = None
+    chunk_overlap: int | None = None
+    batch: int | None = None
+    mode: str | None = None
+    norm: str | None = None
+
+    def tiling(self, base: Tiling | None = None) -> Tiling | None:
+        """The tiling that the options describe on top of `base` (the recorded one on decode); None if they say nothing.
+
+        Raises:
+            UsageError: they contradict one another.
+        """
+        if self == Cut():
+            return None
+        if self.mode not in (None, "blend", "official"):
+            raise UsageError(f"Tiling {self.mode!r} is unknown; pass --tiling blend or --tiling official.")
+        if self.tile != "auto" and not self.tile.isdecimal():
+            raise UsageError(f"Tile {self.tile!r} must be auto or pixels; pass for example --tile 256.")
+        given = None if self.tile == "auto" else int(self.tile)
+        base = base or Tiling()
+        batch, norm = base.batch if self.batch is None else self.batch, self.norm or base.norm
+        if (self.mode or base.mode) == "official":
+            self._check_official()
+            official = Tiling.official(given if given is not None else base.tile if base.mode == "official" else 576)
+            return replace(official, batch=batch, norm=self.norm or official.norm)
+        base = Tiling() if base.mode == "official" else base
+        tile = base.tile if given is None else given
+        return Tiling(
+            tile=tile,
+            overlap=min(base.overlap, max(tile // 4 // CELL * CELL, 0)) if self.overlap is None else self.overlap,
+            chunk_overlap=base.chunk_overlap if self.chunk_overlap is None else self.chunk_overlap,
+            chunk=base.chunk if self.chunk is None else self.chunk,
+            batch=batch,
+            norm=norm,
+        )
+
+    def _check_official(self) -> None:
+        if self.overlap is not None:
+            found = f"Overlap {self.overlap} cannot be chosen with official tiles (it is 2/9 of the tile)"
+            raise UsageError(f"{found}; drop --overlap.")
+        if self.chunk_overlap:
+            found = f"Chunk overlap {self.chunk_overlap} does not exist in the official algorithm"
+            raise UsageError(f"{found}; pass --chunk-overlap 0.")
+        if self.chunk not in (None, 17):
+            raise UsageError(f"Chunk {self.chunk} cannot be chosen with official tiles (it is 17 frames); drop --chunk.")
 
 
 def rounding_notes(tiling: Tiling | None) -> list[str]:
@@ -154,6 +206,8 @@ def model_of(name: str | None, revision: str | None, device: str, dtype: str) ->
     target = resolve_device(device)
     if target.type not in ("cpu", "cuda"):
         raise DeviceError(f"Device {device!r} is not supported; pass cpu, cuda, cuda:N or auto.")
+    if target.type == "cpu":
+        keep_freed_memory()
     return load_model(name or "default", target, resolve_dtype(dtype, target), revision)
 
 

@@ -20,10 +20,13 @@ def roundtrip(
     revision: o.Revision = None,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
-    tile: o.Tile = None,
+    tile: o.Tile = "auto",
     overlap: o.Overlap = None,
+    chunk: o.Chunk = None,
     chunk_overlap: o.ChunkOverlap = None,
+    batch: o.Batch = None,
     tiling: o.TilingMode = None,
+    norm: o.Norm = None,
     frames: o.Frames = None,
     size: o.Size = None,
     latent_dtype: o.LatentDtype = "float16",
@@ -38,7 +41,7 @@ def roundtrip(
 ) -> None:
     """Encode a video, decode it again, and say how close it came."""
     reporter = Reporter(as_json, quiet)
-    plan, wanted = o.tiling_of(tile, overlap, chunk_overlap, tiling), o.size_of(size)
+    plan, wanted = o.Cut(tile, overlap, chunk, chunk_overlap, batch, tiling, norm).tiling(), o.size_of(size)
     o.require_file(source, VideoError)
     for path in (output, latents):
         o.require_free(path, overwrite)

@@ -1,0 +1,171 @@
+"""Which tiles fit a device's memory, from what two small windows are seen to take. It cuts nothing and runs nothing else."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from cvvae_cli.autoencoder import Autoencoder
+from cvvae_cli.config import CompactConfig, Tiling
+from cvvae_cli.geometry import RGB, cell_count, chunk_stride, latent_frame_count, tile_windows
+from cvvae_cli.geometry import SPATIAL_COMPRESSION_RATIO as CELL
+from cvvae_cli.geometry import TEMPORAL_COMPRESSION_RATIO as STEP
+from cvvae_cli.host_memory import available_bytes
+from cvvae_cli.peak_memory import MIB, is_out_of_memory, peak_memory
+from cvvae_cli.tiling import smaller_tiling
+
+FRAMES = 17
+# Pixels: quick at full size, and large enough to stand out in a process's memory.
+COMPACT_CALIBRATION, NORMED_CALIBRATION = (128, 256), (64, 96)
+LEAST_SLOPE = 0.5
+# A card is there for the network; a machine has other work too, and large windows gain little.
+SHARE_OF_CARD, SHARE_OF_MACHINE = 0.8, 0.5
+UNKNOWN_BYTES = 2 << 30
+# Frames of a chunk lie in memory as read, as cut, as decoded and as written, and their rows once more in float32.
+HOST_BYTES_PER_PIXEL = 24
+# On a card, beside the bytes of a chunk's frames, two rows of tiles are blended in float32.
+BLENDED_BYTES_PER_PIXEL = 2 * 4 * RGB
+# GroupNorm sees a whole window: 17 frames are what the official weights were trained on, 576 px what the release uses.
+NORMED_TILES, NORMED_CHUNK = (576, 512, 448, 384, 320, 256, 192, 128, 64), 17
+# The compact family looks only a few cells and latent frames around, so larger windows cost memory and nothing else.
+FREE_TILES, FREE_CHUNKS = (2048, 1536, 1024, 768, 512, 384, 256, 128, 64), (33, 17)
+
+_MEASURED: "WeakKeyDictionary[Autoencoder, dict[tuple[torch.device, torch.dtype], WindowMemory]]" = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class WindowMemory:
+    """What a window takes beside weights and input: the greater of encode and decode.
+
+    Attributes:
+        fixed: bytes whatever the window's size, such as kernels laid out anew.
+        per_pixel: bytes for each pixel of all its frames.
+    """
+
+    fixed: float
+    per_pixel: float
+
+    def bytes_for(self, pixels: float) -> float:
+        """Bytes that windows of so many pixels take."""
+        return self.fixed + self.per_pixel * pixels
+
+
+def measure_windows(model: Autoencoder) -> WindowMemory:
+    """Run a small and a larger window each way and see what they take; zeros where memory cannot be read or is full.
+
+    Once for each model, device and dtype.
+    """
+    place = (model.device, model.dtype)
+    known = _MEASURED.setdefault(model, {})
+    if place not in known:
+        known[place] = _measure_windows(model)
+    return known[place]
+
+
+def _measure_windows(model: Autoencoder) -> WindowMemory:
+    small, large = COMPACT_CALIBRATION if isinstance(model.config, CompactConfig) else NORMED_CALIBRATION
+    pixels = [FRAMES * tile**2 for tile in (small, large)]
+    found = []
+    with torch.inference_mode():
+        for network, channels, frames, scale in (
+            (model.encode, RGB, FRAMES, 1),
+            (model.decode, model.latent_channels, latent_frame_count(FRAMES), CELL),
+        ):
+            taken = [_window_bytes(network, model, (1, channels, frames, tile // scale, tile // scale)) for tile in (small, large)]
+            # Memory is read from outside on a CPU, so a difference of two readings may even be negative.
+            per_pixel = max((taken[1] - taken[0]) / (pixels[1] - pixels[0]), LEAST_SLOPE * taken[1] / pixels[1])
+            found.append(WindowMemory(max(0.0, taken[1] - per_pixel * pixels[1]), per_pixel))
+    return max(found, key=lambda memory: memory.bytes_for(pixels[1]))
+
+
+def _window_bytes(network: Callable[[Tensor], Tensor], model: Autoencoder, shape: tuple[int, ...]) -> float:
+    try:
+        x = torch.zeros(shape, dtype=model.dtype, device=model.device)
+        return MIB * (peak_memory(model.device, lambda: network(x))[1] or 0.0)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return 0.0  # the run itself retreats as far as it can, and says where it cannot
+
+
+def memory_budget(device: torch.device) -> int:
+    """Bytes that windows may take on the device: most of what is free on a card, up to half on a CPU.
+
+    Rounded down to a power of two, so that a few MiB more or less do not change the plan.
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return _power_of_two((free + held) * SHARE_OF_CARD)
+    free = available_bytes()
+    return UNKNOWN_BYTES if free is None else _power_of_two(free * SHARE_OF_MACHINE)
+
+
+def _power_of_two(size: float) -> int:
+    return 1 << (max(1, int(size)).bit_length() - 1)
+
+
+def fitting_tiling(model: Autoencoder, height: int, width: int) -> Tiling:
+    """The tiling with the least double work whose windows fit the device's memory, one for encode and decode.
+
+    The default where memory cannot be read or is full.
+
+    Args:
+        model: on the device; runs one small window each way.
+        height, width: of the video in pixels.
+    """
+    memory = measure_windows(model)
+    return best_tiling(model, height, width, memory, memory_budget(model.device)) if memory.per_pixel else Tiling()
+
+
+def tiling_within(model: Autoencoder, tiling: Tiling | None, height: int, width: int) -> Tiling:
+    """`tiling`, or the same with smaller tiles where a window would not fit the device's memory; a new one for None."""
+    if tiling is None:
+        return fitting_tiling(model, height, width)
+    memory, budget = measure_windows(model), memory_budget(model.device)
+    while tiling.mode == "blend" and tiling_bytes(tiling, height, width, memory, model.device) > budget:
+        smaller = smaller_tiling(tiling)
+        if smaller is None:
+            break
+        tiling = smaller
+    return tiling
+
+
+def best_tiling(model: Autoencoder, height: int, width: int, memory: WindowMemory, budget: int) -> Tiling:
+    """As `fitting_tiling`, from what windows take and a budget in bytes.
+
+    Where not even the smallest fits, the smallest.
+    """
+    compact = isinstance(model.config, CompactConfig)
+    tiles, chunks = (FREE_TILES, FREE_CHUNKS) if compact else (NORMED_TILES, (NORMED_CHUNK,))
+    candidates = [Tiling(tile=tile, overlap=min(64, tile // 4), chunk=chunk) for chunk in chunks for tile in tiles]
+    fitting = [c for c in candidates if tiling_bytes(c, height, width, memory, model.device) <= budget]
+    if not fitting:
+        return min(candidates, key=lambda c: tiling_bytes(c, height, width, memory, model.device))
+    best = min(fitting, key=lambda c: (double_work(c, height, width), c.tile * c.chunk))
+    if model.device.type != "cuda":
+        return best
+    columns = len(tile_windows(cell_count(width), best.tile_cells, best.overlap_cells))
+    batches = [replace(best, batch=n) for n in range(columns, 0, -1)]
+    return next((b for b in batches if tiling_bytes(b, height, width, memory, model.device) <= budget), best)
+
+
+def tiling_bytes(tiling: Tiling, height: int, width: int, memory: WindowMemory, device: torch.device) -> float:
+    """Bytes that a chunk takes on the device: its windows in the network, and its frames around it."""
+    rows, columns = (min(tiling.tile, CELL * cell_count(size)) for size in (height, width))
+    if device.type == "cuda":
+        beside = tiling.chunk * width * (RGB * height + BLENDED_BYTES_PER_PIXEL * rows)
+    else:
+        beside = HOST_BYTES_PER_PIXEL * tiling.chunk * height * width
+    return memory.bytes_for(tiling.chunk * tiling.batch * rows * columns) + beside
+
+
+def double_work(tiling: Tiling, height: int, width: int) -> float:
+    """Pixels that the network computes for each pixel of the video, at least 1."""
+    pixels = 1.0
+    for size in (height, width):
+        windows = tile_windows(cell_count(size), tiling.tile_cells, tiling.overlap_cells)
+        pixels *= sum(window.size for window in windows) / cell_count(size)
+    return pixels * tiling.chunk / (STEP * chunk_stride(tiling.chunk, tiling.chunk_overlap))
