@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test wheel clean
+.PHONY: setup demo test bench-cuda wheel clean
 
 setup: $(READY)
 
@@ -18,6 +18,9 @@ demo: setup
 
 test: setup
 	$(VENV)/bin/python -m pytest
+
+bench-cuda: setup
+	$(VENV)/bin/python benchmarks/gpu_suite.py
 
 wheel: setup
 	$(VENV)/bin/pip wheel --quiet --no-deps --wheel-dir dist .
