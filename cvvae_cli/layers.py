@@ -153,7 +153,9 @@ class FrameConv(nn.Conv2d):
         super().__init__(in_channels, out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return from_frames(super().forward(as_frames(x)), x.shape[0])
+        # As in `PaddedConv3d.convolve`: for one small frame in float32 torch's CPU answers in contiguous order.
+        frames = super().forward(as_frames(x)).contiguous(memory_format=torch.channels_last)
+        return from_frames(frames, x.shape[0])
 
 
 class Pointwise(nn.Linear):

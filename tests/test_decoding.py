@@ -95,7 +95,8 @@ def test_a_decode_that_runs_out_of_memory_goes_on_with_smaller_tiles_and_says_so
     assert report.tiling == Tiling(72, 18) and any("72 px" in note for note in report.notes)
     frames_small = []
     decode_file(tmp_path / "x", None, model=model, tiling=Tiling(72, 18), observe=lambda frame: frames_small.append(frame.copy()))
-    assert np.array_equal(frames, frames_small)
+    # Another batch or number of threads may order sums otherwise, which shows in rounding alone.
+    assert np.abs(np.array(frames, int) - np.array(frames_small, int)).max() <= 1
 
 
 def test_an_error_of_the_observer_is_the_callers(folder, model, tmp_path):
