@@ -54,19 +54,6 @@ def test_training_mode_computes_the_same(golden_model: Autoencoder) -> None:
     torch.testing.assert_close(moments.detach(), expected)
 
 
-def test_bfloat16_stays_near(golden_model: Autoencoder) -> None:
-    golden = golden_case(golden_model.config.variant, "image")
-    model = Autoencoder(golden_model.config)
-    model.load_state_dict(golden_model.state_dict())
-    model.bfloat16()
-    with torch.inference_mode():
-        moments = model.encode(golden.video[..., :32, :32])
-        expected = golden_model.encode(golden.video[..., :32, :32])
-    assert moments.dtype == torch.bfloat16
-    # The official code in bf16 is 1.4e-2 away at full size.
-    assert relative_error(moments, expected) < 3e-2
-
-
 @pytest.mark.parametrize("config", [*TINY.values(), TINY_COMPACT], ids=["sd21", "sd3", "compact"])
 @pytest.mark.parametrize("frames", [1, 5, 9])
 def test_shapes(config: ModelConfig, frames: int) -> None:

@@ -20,10 +20,12 @@ from cvvae_kernels import (
     add_with_statistics_reference,
     group_statistics,
     group_statistics_reference,
+    has_norm_kernels,
     merge_statistics,
     norm_silu_pad,
     norm_silu_pad_reference,
     pad3d_reference,
+    silu_pad,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -164,6 +166,46 @@ def test_plain_paths_equal_the_references(groups, per_group, size, padding, mode
         assert torch.equal(summed, total)
         assert summed.data_ptr() == h.data_ptr()
         assert_moments(gathered, moments, tolerance)
+
+
+@torch.no_grad()
+@settings(max_examples=40, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 2), sizes, sizes, sizes, sizes), padding=st.tuples(*[amounts] * 6),
+    modes=st.sampled_from(MODES), memory_format=st.sampled_from(FORMATS), dtype=st.sampled_from(list(ROUNDING)),
+    worth=st.sampled_from([0, 1 << 20]),
+)  # fmt: skip
+def test_activated_padding_equals_silu_then_padding(size, padding, modes, memory_format, dtype, worth) -> None:
+    x = activations(size, dtype, memory_format)
+    expected = pad3d_reference(torch.nn.functional.silu(x.double()).to(dtype), padding, *modes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cvvae_kernels, "_WORTH_A_PASS", worth)
+        actual = silu_pad(x.clone(), padding, *modes)
+    assert_rounded(actual, expected)
+    assert actual.is_contiguous(memory_format=memory_format)
+
+
+@pytest.mark.parametrize("padding", [NOTHING, (2, 0, 1, 1, 0, 1)])
+def test_activated_padding_has_gradients(padding: tuple[int, ...]) -> None:
+    x = activations((1, 2, 2, 2, 2), torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: silu_pad(x, padding, "replicate", "zeros"), x, fast_mode=True)
+
+
+def test_without_gradients_activated_padding_of_nothing_is_in_place() -> None:
+    x = activations((1, 2, 2, 2, 2))
+    expected = torch.nn.functional.silu(x)
+    with torch.no_grad():
+        assert silu_pad(x, NOTHING, "zeros", "zeros").data_ptr() == x.data_ptr() and torch.equal(x, expected)
+    with pytest.raises(ValueError, match="empty axis"):
+        silu_pad(x[:, :, :0], NOTHING, "zeros", "zeros")
+
+
+def test_norm_kernels_are_for_cuda_without_gradients() -> None:
+    x = activations((1, 2, 1, 2, 2))
+    assert not has_norm_kernels(x)
+    with torch.no_grad():
+        assert has_norm_kernels(x) == (DEVICE == "cuda" and find_spec("triton") is not None)
+        assert not has_norm_kernels(x.double())
 
 
 @per_format
@@ -413,7 +455,7 @@ def test_triton_operators_tell_the_truth_about_themselves() -> None:
 def test_everything_compiles_into_a_graph_without_breaks() -> None:
     def forward(h: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         total, moments = add_with_statistics(h * 2, x, 2)
-        moments = merge_statistics(moments, group_statistics(x, 2))
+        moments = merge_statistics(moments, group_statistics(silu_pad(x * 2, (1, 0, 1, 1, 0, 0), "zeros", "replicate"), 2))
         return norm_silu_pad(total, moments.mean, moments.rstd(1e-2), weight, bias, (2, 0, 1, 1, 1, 1), "replicate", "zeros")
 
     weight, bias = affine(4)

@@ -1,9 +1,14 @@
 """The building blocks against slow references that follow the description word by word."""
 
+import copy
+import dataclasses
 import itertools
+import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
+from cvvae_kernels import group_statistics, pad3d_reference
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -11,8 +16,10 @@ from cvvae_cli import layers
 from cvvae_cli.layers import (
     STYLES,
     BlockOptions,
+    FrameConv,
     GroupNorm,
     MidBlock,
+    NormConv,
     PaddedConv3d,
     Padding,
     Pointwise,
@@ -22,6 +29,7 @@ from cvvae_cli.layers import (
     Upsample,
     as_frames,
     from_frames,
+    run_blocks,
     unstack_time,
 )
 
@@ -90,6 +98,36 @@ def slow_norm_silu(x: Tensor, norm: GroupNorm) -> Tensor:
     return (y * torch.sigmoid(y)).to(x.dtype)
 
 
+@pytest.mark.parametrize("size", [2, 48])
+@pytest.mark.parametrize("padding", [*PADDINGS, None])
+def test_what_a_convolution_after_a_norm_reads(padding: Padding | None, size: int) -> None:
+    """With a graph and without, tiny and large enough (1.7 MB) for SiLU to write into the padded tensor itself."""
+    conv = FrameConv(64, 4) if padding is None else PaddedConv3d(64, 4, padding)
+    layer = NormConv(GroupNorm(4, 64, 1e-2), conv)
+    torch.nn.init.normal_(layer.norm.weight)
+    torch.nn.init.normal_(layer.norm.bias)
+    x = video(1, 64, 3, size, size) * 3 + 1
+    before = x.clone()
+    expected = pad3d_reference(slow_norm_silu(x, layer.norm), conv.rest, *conv.modes)
+    torch.testing.assert_close(layer.prepare(x), expected)
+    with torch.no_grad():
+        for moments in (None, group_statistics(x, 4)):
+            prepared = layer.prepare(x, moments)
+            torch.testing.assert_close(prepared, expected)
+            assert prepared.is_contiguous(memory_format=torch.channels_last_3d)
+    assert torch.equal(x, before)
+
+
+def test_norms_take_moments_from_outside() -> None:
+    layer = NormConv(GroupNorm(4, 8, 0.5), FrameConv(8, 4))
+    x = video(2, 8, 3, 4, 4)
+    whole = torch.cat([x, x + 3], dim=4)  # a frame of which x is the left half
+    for gradients in (True, False):
+        with torch.set_grad_enabled(gradients):
+            expected = slow_norm_silu(whole, layer.norm)[..., :4]
+            torch.testing.assert_close(layer.prepare(x, group_statistics(whole, 4)), expected)
+
+
 @pytest.mark.parametrize("variant", ["sd21", "sd3"])
 @pytest.mark.parametrize("half_3d", [True, False])
 def test_residual_block(variant: str, half_3d: bool) -> None:
@@ -123,6 +161,37 @@ def test_residual_block_without_change_of_width_adds_its_input() -> None:
     torch.nn.init.zeros_(block.second.conv.bias)
     x = video(1, 8, 2, 4, 4)
     assert torch.equal(block(x), x)
+
+
+@torch.no_grad()
+def test_blocks_hand_on_the_moments_of_their_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = BlockOptions(STYLES["sd21"].decoder, True, 4, 1e-5)
+    x = video(2, 8, 3, 4, 4)
+    blocks = torch.nn.ModuleList([ResidualBlock(8, 12, options), ResidualBlock(12, 12, options)])
+    middle = MidBlock(12, options, attends_time=True)
+    expected, nothing = middle(run_blocks(blocks, x, None)[0])
+    assert nothing is None
+    monkeypatch.setattr(layers, "has_norm_kernels", lambda x: True)
+    out, moments = middle(*run_blocks(blocks, x, None))
+    torch.testing.assert_close(out, expected)
+    assert moments is not None
+    found = group_statistics(out, 4)
+    assert moments.count == found.count
+    torch.testing.assert_close((moments.mean, moments.m2), (found.mean, found.m2))
+    # Moments that are given are believed: of twice the deviations, they halve what the first norm gives.
+    given = group_statistics(x, 4)
+    wrong, _ = run_blocks(blocks, x, dataclasses.replace(given, m2=4 * given.m2))
+    assert not torch.allclose(wrong, run_blocks(blocks, x, given)[0], atol=1e-2)
+
+
+def test_with_gradients_blocks_run_as_modules() -> None:
+    """So that a `forward` that was wrapped, to compute the block again on the way back, is what runs."""
+    block = ResidualBlock(8, 8, BlockOptions(STYLES["sd3"].decoder, True, 4, 1e-6))
+    x, forward = video(1, 8, 2, 4, 4), block.forward
+    expected = block(x)
+    block.forward = lambda x: -forward(x)
+    out, moments = run_blocks([block], x, None)
+    assert torch.equal(out, -expected) and moments is None
 
 
 def test_gradients_pass_through_every_block() -> None:
@@ -185,13 +254,14 @@ def test_mid_block_adds_its_attention_to_the_input_once() -> None:
 
 @pytest.mark.parametrize("variant", ["sd21", "sd3"])
 @pytest.mark.parametrize("doubles_time", [True, False])
-def test_upsample(variant: str, doubles_time: bool) -> None:
+@pytest.mark.parametrize("size", [(3, 3, 2), (1, 2, 3), (2, 1, 1)])
+def test_upsample(variant: str, doubles_time: bool, size: tuple[int, int, int]) -> None:
     padding = STYLES[variant].upsample
-    up, x = Upsample(4, padding, doubles_time), video(2, 4, 3, 3, 2)
+    up, x = Upsample(4, padding, doubles_time), video(2, 4, *size)
     large = x.repeat_interleave(2, dim=3).repeat_interleave(2, dim=4)
     expected = F.conv3d(slow_pad(large, padding), up.conv.weight, up.conv.bias)
     if doubles_time:
-        frames = [expected[:, 4 * n : 4 * n + 4, k] for k in range(3) for n in range(2)]
+        frames = [expected[:, 4 * n : 4 * n + 4, k] for k in range(size[0]) for n in range(2)]
         expected = torch.stack(frames[1:], dim=2)
     torch.testing.assert_close(up(x), expected)
     with torch.no_grad():
@@ -202,6 +272,74 @@ def test_upsample(variant: str, doubles_time: bool) -> None:
     with torch.no_grad():
         folded = up(x)
     torch.testing.assert_close(folded, up(x), rtol=1e-12, atol=1e-12)
+
+
+def replace_weights(up: Upsample) -> None:
+    up.load_state_dict({name: 2 * tensor for name, tensor in up.state_dict().items()}, assign=True)
+
+
+def kept_by(up: Upsample) -> list[Tensor]:
+    return [kernel for _, _, kernel in up._folded.of(up.conv.weight)]
+
+
+@torch.no_grad()
+def test_folded_kernels_are_kept_in_eval_mode_alone() -> None:
+    up, x = Upsample(4, STYLES["sd21"].upsample, True), video(1, 4, 2, 2, 2)
+    expected = up(x)
+    assert up._folded._kernels == []
+    up.eval()
+    assert torch.equal(up(x), expected)
+    kept = kept_by(up)
+    assert torch.equal(up(x), expected) and all(a is b for a, b in zip(kept_by(up), kept, strict=True))
+    up.train()
+    assert up._folded._kernels == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda up: up.conv.weight.mul_(2), id="in-place"),
+        pytest.param(lambda up: up.load_state_dict({name: 2 * t for name, t in up.state_dict().items()}), id="load"),
+        pytest.param(replace_weights, id="assign"),
+        pytest.param(lambda up: up.bfloat16().double(), id="dtype"),
+        pytest.param(lambda up: up.bfloat16().float(), id="there-and-back"),
+    ],
+)
+@torch.no_grad()
+def test_folded_kernels_follow_the_weight(change: Callable[[Upsample], object]) -> None:
+    up, x = Upsample(4, STYLES["sd3"].upsample, True).eval(), video(1, 4, 2, 2, 2)
+    before = up(x)
+    change(up)
+    fresh = Upsample(4, STYLES["sd3"].upsample, True).to(up.conv.weight.dtype)
+    fresh.load_state_dict(up.state_dict())
+    x = x.to(up.conv.weight.dtype)
+    assert torch.equal(up(x), fresh(x)) and not torch.equal(up(x), before.to(x.dtype))
+
+
+def test_folded_kernels_of_inference_tensors_follow_too() -> None:
+    with torch.inference_mode():
+        up, x = Upsample(4, STYLES["sd3"].upsample, False).eval(), video(1, 4, 2, 2, 2)
+        up.conv.bias.zero_()
+        before = up(x)
+        up.conv.weight.mul_(2)
+        assert torch.equal(up(x), 2 * before)
+
+
+@torch.no_grad()
+def test_folded_kernels_stay_at_home() -> None:
+    up, x = Upsample(4, STYLES["sd21"].upsample, True).eval(), video(1, 4, 2, 2, 2)
+    expected = up(x)
+    assert set(up.state_dict()) == {"conv.weight", "conv.bias"}
+    for twin in (copy.deepcopy(up), pickle.loads(pickle.dumps(up))):
+        assert twin._folded._kernels == [] and torch.equal(twin(x), expected)
+
+
+def test_frames_in_float32_stay_channels_last() -> None:
+    """One small frame goes to a kernel of torch that answers in contiguous order."""
+    conv, x = FrameConv(8, 8), video(1, 8, 1, 4, 4)
+    out = conv(x)
+    assert out.is_contiguous(memory_format=torch.channels_last_3d)
+    torch.testing.assert_close(out[:, :, 0], F.conv2d(x[:, :, 0].contiguous(), conv.weight, conv.bias, padding=1))
 
 
 def test_unstack_time_keeps_one_frame_of_a_picture() -> None:
