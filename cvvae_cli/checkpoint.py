@@ -10,7 +10,6 @@ import json
 import os
 import pickle
 import re
-import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -34,10 +33,15 @@ from cvvae_cli.model_names import (
     weight_file,
 )
 from cvvae_cli.official_names import OfficialTensor, config_from_official, config_from_shapes, official_layout
+from cvvae_cli.torch_files import are_stored, load_torch_file
 from cvvae_cli.whole_file import written_whole
 
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt")
 NAMED_PROBLEMS = 8
+NAME_LIMIT = 80
+"""Characters that are shown of a tensor's name."""
+JSON_LIMIT = 4 * 1024 * 1024
+"""Bytes of a config or a list of shards: Python's objects for JSON take many times the bytes of the text."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +89,8 @@ def load_model(
         autoencoder = Autoencoder(weights.config)
     stored = _to_our_names(weights, autoencoder, path)
     autoencoder.identity = ModelIdentity(name, weights_sha256(stored), resolved_revision(path), weights.config)
-    placed = {key: _place(tensor, target, dtype) for key, tensor in stored.items()}
-    autoencoder.load_state_dict(placed, assign=True)
+    weights_here = {key: placed(tensor, target, dtype) for key, tensor in stored.items()}
+    autoencoder.load_state_dict(weights_here, assign=True)
     return autoencoder.eval()
 
 
@@ -203,8 +207,8 @@ def _locate(name: str, revision: str | None) -> Path:
     return fetch(name, revision)
 
 
-def _place(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """A copy in its final place and order; always a copy, so that no weight stays tied to a mapped file."""
+def placed(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A weight in its final place and order, channels last; always a copy, so that none stays tied to a mapped file."""
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     return tensor.to(device, dtype, copy=True, memory_format=formats.get(tensor.dim(), torch.contiguous_format))
 
@@ -236,7 +240,7 @@ def _listed(what: str, names: list[str]) -> str:
     if not names:
         return ""
     more = f" and {len(names) - NAMED_PROBLEMS} more" if len(names) > NAMED_PROBLEMS else ""
-    return f"{len(names)} {what} ({', '.join(names[:NAMED_PROBLEMS])}{more})"
+    return f"{len(names)} {what} ({', '.join(name[:NAME_LIMIT] for name in names[:NAMED_PROBLEMS])}{more})"
 
 
 def _read_folder(folder: Path) -> Weights:
@@ -265,15 +269,17 @@ def _read_file(path: Path) -> Weights:
     if "config" in header:
         try:
             return Weights(config_from_dict(json.loads(header["config"])), tensors, official=False)
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, RecursionError) as error:
             raise ModelError(f"The config in {str(path)!r} cannot be read ({error}); fetch the model again.") from error
     return Weights(config_from_shapes({name: tuple(t.shape) for name, t in tensors.items()}), tensors, official=True)
 
 
 def _read_json(path: Path) -> dict:
     try:
+        if path.stat().st_size > JSON_LIMIT:
+            raise ValueError(f"it has more than {JSON_LIMIT} bytes")
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"File {str(path)!r} is not readable JSON ({error}); fetch the model again.") from error
     if not isinstance(data, dict):
         raise ModelError(f"File {str(path)!r} holds a {type(data).__name__}, not keys and values; fetch the model again.")
@@ -295,10 +301,7 @@ def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
-        with warnings.catch_warnings():
-            # Torch wonders aloud about unusual pickles; what comes of them is said below.
-            warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_torch_file(path)
     except pickle.UnpicklingError as error:
         refused = _refused_globals(path, error)
         if refused:
@@ -313,6 +316,8 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         content = {k: v for k, v in content["state_dict"].items() if not str(k).startswith("loss.")}
     if not isinstance(content, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()):
         raise ModelError(f"File {str(path)!r} does not hold named tensors, alone or under 'state_dict'; pass a file of weights.")
+    if not are_stored(content.values(), path):
+        raise ModelError(f"File {str(path)!r} holds tensors that are sparse or larger than the file; use a safetensors file.")
     return content
 
 

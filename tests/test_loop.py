@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from training_runs import adversarial_recipe, tiny_recipe, write_clips
+from training_runs import adversarial_recipe, official_recipe, tiny_recipe, write_clips
 
+from cvvae_cli.checkpoint import load_model, save_model
 from cvvae_cli.errors import CvvaeError, ModelError, UsageError
 from cvvae_cli.training.loop import Trainer
+from cvvae_cli.training.narrowing import exported_model
 from cvvae_cli.training.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -72,6 +74,19 @@ def test_a_run_killed_and_resumed_equals_one_that_was_not(clips: Path, tmp_path:
     assert [line["step"] for line in two] == list(range(1, 7))
     assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in one], abs=1e-5)
     assert {line["stream"] for line in one} == {"0_video_5x32", "1_image_1x32"}
+
+
+@pytest.mark.parametrize("variant", ["sd21", "sd3"])
+def test_official_architectures_train_and_come_back_as_files(clips: Path, tmp_path: Path, variant: str) -> None:
+    run = trainer(official_recipe(clips, variant), tmp_path / "run")
+    before = {name: value.clone() for name, value in run.model.state_dict().items()}
+    run.run()
+    changed = {name.split(".")[0] for name, value in run.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"encoder", "decoder"}
+    save_model(exported_model(run), tmp_path / "a.safetensors")
+    model = load_model(str(tmp_path / "a.safetensors"))
+    x = torch.rand(1, 3, 5, 32, 32)
+    assert model.config == run.recipe.model and model.decode(model.encode(x)[:, :4]).isfinite().all()
 
 
 def test_a_failure_in_the_middle_of_a_step_keeps_the_last_whole_one(clips: Path, tmp_path: Path) -> None:

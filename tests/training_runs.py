@@ -6,6 +6,7 @@ from pathlib import Path
 from clips import moving_pictures, write_video
 from tiny_model import TINY
 
+from cvvae_cli.config import CVVAEConfig
 from cvvae_cli.training.recipe import AdversarialConfig, LossConfig, OptimConfig, Recipe, RunConfig
 from cvvae_cli.training.streams import StreamConfig
 
@@ -40,3 +41,9 @@ def tiny_recipe(clips: Path, steps: int = 6, **run: object) -> Recipe:
 def adversarial_recipe(clips: Path, steps: int = 6) -> Recipe:
     """The same with a discriminator from the third step on."""
     return replace(tiny_recipe(clips, steps), adversarial=AdversarialConfig(0.1, 2, 1e-3, 8, 2))
+
+
+def official_recipe(clips: Path, variant: str, steps: int = 3) -> Recipe:
+    """An official architecture from random weights, its convolutions over frames and attentions with it."""
+    model = CVVAEConfig(variant, latent_channels=4, channels=(8, 8, 16, 16), norm_groups=4)
+    return replace(tiny_recipe(clips, steps, recompute=True), model=model)

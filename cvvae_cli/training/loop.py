@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from cvvae_cli.autoencoder import Autoencoder
+from cvvae_cli.checkpoint import placed
 from cvvae_cli.errors import DeviceError, VideoError
 from cvvae_cli.provenance import source_commit
 from cvvae_cli.training.discriminator import PatchDiscriminator3d, discriminator_step
@@ -63,7 +64,9 @@ class Trainer:
         # A resumed run takes its weights from the checkpoint, the other processes theirs from the leading one.
         fresh = state is None and self.processes.leads
         self.model = starting_model(recipe, self.streams, self.report) if fresh else Autoencoder(recipe.model)
-        self.model.to(self.device, memory_format=torch.channels_last_3d).train()
+        for weight in self.model.parameters():
+            weight.data = placed(weight.data, self.device, weight.dtype)
+        self.model.to(self.device).train()
         self.objective = Objective(recipe, self.model, self.frozen).to(self.device)
         self.optimiser = make_adamw(parameter_groups(self.model, self.objective.variances, recipe.optim), recipe.optim)
         if state is not None:
