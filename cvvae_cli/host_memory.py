@@ -1,12 +1,14 @@
 """How this process keeps and sees the machine's memory. It knows no tensor and no model."""
 
 import ctypes
+import os
 from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _NEVER = -1
 # Larger blocks are few; each is worth a call of the system.
 _LARGEST_KEPT = 1 << 30
+_STATM = Path("/proc/self/statm")
 
 
 def keep_freed_memory() -> None:
@@ -27,6 +29,14 @@ def return_freed_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def resident_bytes() -> int | None:
+    """Bytes of memory that this process holds; None where the system does not say."""
+    try:
+        return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return None
 
 
 def available_bytes() -> int | None:

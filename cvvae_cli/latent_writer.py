@@ -10,8 +10,8 @@ import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import BinaryIO
 
 import numpy as np
@@ -19,28 +19,40 @@ from xxhash import xxh3_64, xxh3_64_intdigest
 
 from cvvae_cli.errors import LatentFileError, OutputError, UsageError
 from cvvae_cli.latent_file import BLOCK, LATENT_DTYPES
-from cvvae_cli.safetensors_header import ALIGNMENT, NUMPY_TYPES, OWN_METADATA, describe, make_header, to_stored
+from cvvae_cli.run_journal import GOES_ON, RunJournal, may_go_on
+from cvvae_cli.safetensors_header import ALIGNMENT, NUMPY_TYPES, OWN_METADATA, describe, make_header, to_float, to_stored
+from cvvae_cli.small_tensor import STORED_NAMES, SmallTensor
 
 HEADER_RESERVE = 16 * 1024
 """Bytes kept free at the front for the header and its length; the payload then starts at a page."""
 
 _EXPONENT_BITS = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000}
 """All set in infinities and NaN, and in nothing else."""
-_NAMES = {np.dtype(code): name for name, code in NUMPY_TYPES.items() if name != "BF16"}
 _OWN_TENSORS = {"latents", "chunk_end", "chunk_xxh3", "_pad", "__metadata__"}
 
 
 class LatentWriter:
     """Writes a latent file chunk by chunk, under a hidden name beside the target until it is complete.
 
-    As a context manager it removes the unfinished file unless `close` was reached. Memory: one chunk in the
-    file's dtype, 16 bytes per chunk, and blocks of 1 MiB of what is stored from a file.
+    As a context manager it removes the unfinished file unless `close` was reached; with a journal, what came from outside
+    (`may_go_on`) keeps it for a later run. Memory: one chunk in the file's dtype, 16 bytes per chunk, and blocks of 1 MiB of
+    what is stored from a file.
+
+    Attributes:
+        journal: of the run that was described, else None.
     """
 
     def __init__(
-        self, path: str | os.PathLike, channels: int, height: int, width: int, dtype: str = "float16", overwrite: bool = False
+        self,
+        path: str | os.PathLike,
+        channels: int,
+        height: int,
+        width: int,
+        dtype: str = "float16",
+        overwrite: bool = False,
+        run: dict | None = None,
     ) -> None:
-        """Opens the hidden file.
+        """Opens the hidden file, which may hold the chunks of an earlier run.
 
         Args:
             path: the target; a link is followed.
@@ -48,10 +60,12 @@ class LatentWriter:
             height, width: of the latent grid in cells, >= 1.
             dtype: what the latents are stored as: "float16", "float32" or "bfloat16".
             overwrite: whether an existing file may be replaced (at `close`, and not before).
+            run: all that shapes the file, JSON-ready: an unfinished run of the same description is continued behind its last
+                sound chunk (see `latent_frames`). None keeps nothing of an unfinished run.
 
         Raises:
             UsageError: unknown dtype.
-            OutputError: the target exists, is a folder or a device, or cannot be written.
+            OutputError: the target exists, is a folder or a device, cannot be written, or another process writes it.
         """
         if dtype not in LATENT_DTYPES:
             raise UsageError(f"Latent dtype {dtype!r} is unknown; pass --latent-dtype {', '.join(LATENT_DTYPES)}.")
@@ -64,13 +78,48 @@ class LatentWriter:
         self._ends: list[int] = []
         self._sums: list[int] = []
         self._file: BinaryIO | None = None
-        with self._discarded_on_failure():
-            self._check_target()
-            # A file of this name is left from a crash. Unlinking it, rather than truncating, keeps two writers
-            # of one target apart: each has a file of its own, and the first finds its name taken at `close`.
-            self._part.unlink(missing_ok=True)
-            self._file = open(self._part, "xb+")
-            self._file.write(b"\0" * HEADER_RESERVE)
+        self.journal: RunJournal | None = None
+        try:
+            with self._told_on_failure():
+                self._check_target()
+                if run is not None:
+                    self.journal = RunJournal(self._target, run)
+                if self.journal is not None and self.journal.entries and self._part.exists():
+                    self._file = open(self._part, "rb+")
+                    self._restore(self.journal)
+                else:
+                    self._begin()
+        except BaseException:
+            self.abort(keep=bool(self._ends))
+            raise
+
+    def _begin(self) -> None:
+        # A file of this name is left from a crash. Unlinking it, rather than truncating, keeps two writers
+        # of one target apart: each has a file of its own, and the first finds its name taken at `close`.
+        self._part.unlink(missing_ok=True)
+        self._file = open(self._part, "xb+")
+        self._file.write(b"\0" * HEADER_RESERVE)
+
+    def _restore(self, journal: RunJournal) -> None:
+        """Take over the chunks that the journal names, up to the first that is not on the disk as it was."""
+        assert self._file is not None
+        self._file.seek(HEADER_RESERVE)
+        for index, (kind, *values) in enumerate(journal.entries):
+            if kind != "chunk":
+                continue
+            end, digest = values
+            chunk = self._file.read((end - self.latent_frames) * self._frame_bytes)
+            if xxh3_64_intdigest(chunk) != digest:
+                journal.cut(index)
+                break
+            self._ends.append(end)
+            self._sums.append(digest)
+        self._file.seek(HEADER_RESERVE + self.latent_frames * self._frame_bytes)
+        self._file.truncate()
+
+    @property
+    def _frame_bytes(self) -> int:
+        return math.prod(self._frame_shape) * np.dtype(NUMPY_TYPES[self._dtype]).itemsize
 
     @property
     def latent_frames(self) -> int:
@@ -95,38 +144,58 @@ class LatentWriter:
         stored = to_stored(latents, self._dtype)
         self._check_finite(latents, stored)
         self._write(stored)
-        self._ends.append(self.latent_frames + len(stored))
-        self._sums.append(xxh3_64_intdigest(stored))
+        end, digest = self.latent_frames + len(stored), xxh3_64_intdigest(stored)
+        if self.journal is not None:
+            assert self._file is not None
+            with self._told_on_failure():
+                self._file.flush()
+                self.journal.add(["chunk", end, digest])
+        self._ends.append(end)
+        self._sums.append(digest)
+
+    def stored(self, start: int, stop: int) -> np.ndarray:
+        """Latent frames `start` to `stop` of those appended so far, as a reader of the file will see them.
+
+        Returns:
+            float32 [stop - start, z, h, w].
+        """
+        assert self._file is not None and 0 <= start <= stop <= self.latent_frames
+        end = self._file.tell()
+        self._file.seek(HEADER_RESERVE + start * self._frame_bytes)
+        data = self._file.read((stop - start) * self._frame_bytes)
+        self._file.seek(end)
+        return to_float(np.frombuffer(data, NUMPY_TYPES[self._dtype]), self._dtype).reshape(stop - start, *self._frame_shape)
 
     @contextlib.contextmanager
     def scratch_file(self) -> Iterator[BinaryIO]:
         """An empty file without a name on the target's disk, for a tensor that is too large for memory.
 
-        It is gone when the context is left; left with an error, it takes the unfinished latent file along.
+        It is gone when the context is left; left with an error, it takes a latent file without a journal along.
 
         Raises:
             OutputError: it cannot be made, or an OSError came out of the context.
         """
-        with self._discarded_on_failure(), tempfile.TemporaryFile(dir=self._target.parent) as file:
+        with self._told_on_failure(), tempfile.TemporaryFile(dir=self._target.parent) as file:
             yield file
 
-    def close(self, metadata: dict[str, str], tensors: Mapping[str, np.ndarray | BinaryIO]) -> None:
+    def close(self, metadata: dict[str, str], tensors: Mapping[str, SmallTensor | np.ndarray | BinaryIO]) -> None:
         """Writes the small tensors and the header, and gives the file its name.
 
         Args:
             metadata: strings for the header; lone surrogates become "?".
             tensors: small tensors by name, e.g. int64 `pts` [F]; any numpy dtype that safetensors has. A file, open
-                for reading and seeking, stands for the uint8 tensor of all its bytes and may be large.
+                for reading and seeking, stands for the uint8 tensor of all its bytes and may be large; a `SmallTensor` says
+                of what type and shape the bytes are.
 
         Raises:
             UsageError: no chunk was appended, or a name or dtype that this file cannot hold.
             OutputError: the file cannot be completed; the hidden file is removed.
         """
         self._check_content(metadata, tensors)
-        payload = self.latent_frames * math.prod(self._frame_shape) * np.dtype(NUMPY_TYPES[self._dtype]).itemsize
+        payload = self.latent_frames * self._frame_bytes
         table = {"chunk_end": np.array(self._ends, np.int64), "chunk_xxh3": np.array(self._sums, np.uint64)}
         pad = {"_pad": np.zeros(-payload % ALIGNMENT, np.uint8)} if payload % ALIGNMENT else {}
-        small = {name: _SmallTensor.of(source) for name, source in {**table, **tensors, **pad}.items()}
+        small = {name: SmallTensor.of(source) for name, source in {**table, **tensors, **pad}.items()}
         # The padding first, then wide types before narrow ones: every tensor is aligned to its type.
         ordered = sorted(small.items(), key=lambda item: (item[0] != "_pad", -item[1].itemsize))
         entries = {"latents": describe(self._dtype, (self.latent_frames, *self._frame_shape), 0, payload)}
@@ -138,29 +207,37 @@ class LatentWriter:
         make_header(metadata, unknown, entries, HEADER_RESERVE)  # too much metadata is refused before anything is written
         sums = {name: self._copy(tensor) for name, tensor in ordered}
         header = make_header(metadata, sums, entries, HEADER_RESERVE)
-        with self._discarded_on_failure():
+        with self._told_on_failure():
             self._finish(header, end)
 
-    def abort(self) -> None:
-        """Closes and removes the hidden file; does nothing after `close`."""
-        if self._file is None:
-            return
-        with contextlib.suppress(OSError):
-            if self._owns_part():
-                self._part.unlink()
-        with contextlib.suppress(OSError):
-            self._file.close()
-        self._file = None
+    def abort(self, keep: bool = False) -> None:
+        """Closes the hidden file, and removes it; does nothing after `close`.
+
+        Args:
+            keep: leave file and journal for a later run.
+        """
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                if not keep and self._owns_part():
+                    self._part.unlink()
+            with contextlib.suppress(OSError):
+                self._file.close()
+            self._file = None
+        if self.journal is not None:
+            self.journal.close(keep)
 
     def __enter__(self) -> "LatentWriter":
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.abort()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        keep = self.journal is not None and bool(self._ends) and may_go_on(error)
+        if keep and error is not None and self._file is not None:
+            error.add_note(GOES_ON)
+        self.abort(keep)
 
     @contextlib.contextmanager
-    def _discarded_on_failure(self) -> Iterator[None]:
-        """Removes the hidden file where the context fails; an OSError becomes the sentence for it.
+    def _told_on_failure(self) -> Iterator[None]:
+        """An OSError becomes the sentence for it; without a journal, the hidden file is removed where the context fails.
 
         Raises:
             OutputError: for an OSError.
@@ -168,7 +245,8 @@ class LatentWriter:
         try:
             yield
         except BaseException as error:
-            self.abort()
+            if self.journal is None:
+                self.abort()
             if isinstance(error, OSError):
                 raise _output_error(self._shown, error) from error
             raise
@@ -192,6 +270,8 @@ class LatentWriter:
         os.replace(self._part, self._target)
         self._file.close()
         self._file = None
+        if self.journal is not None:
+            self.journal.close(keep=False)
         with contextlib.suppress(OSError):  # some network file systems cannot sync a folder
             folder = os.open(self._target.parent, os.O_RDONLY)
             try:
@@ -199,7 +279,7 @@ class LatentWriter:
             finally:
                 os.close(folder)
 
-    def _copy(self, tensor: "_SmallTensor") -> str:
+    def _copy(self, tensor: SmallTensor) -> str:
         """Writes a small tensor and returns its checksum."""
         digest = xxh3_64()
         for block in tensor.blocks():
@@ -209,7 +289,7 @@ class LatentWriter:
 
     def _write(self, data: np.ndarray | bytes) -> None:
         assert self._file is not None, "the writer is closed"
-        with self._discarded_on_failure():
+        with self._told_on_failure():
             self._file.write(data)
 
     def _owns_part(self) -> bool:
@@ -247,55 +327,16 @@ class LatentWriter:
             "encode again with --dtype float32 --latent-dtype float32."
         )
 
-    def _check_content(self, metadata: dict[str, str], tensors: Mapping[str, np.ndarray | BinaryIO]) -> None:
+    def _check_content(self, metadata: dict[str, str], tensors: Mapping[str, SmallTensor | np.ndarray | BinaryIO]) -> None:
         taken = sorted((OWN_METADATA & set(metadata)) | (_OWN_TENSORS & set(tensors)))
         if taken:
             raise UsageError(f"The name {taken[0]!r} belongs to the latent file itself; choose another one.")
         for name, tensor in tensors.items():
-            if isinstance(tensor, np.ndarray) and tensor.dtype.newbyteorder("<") not in _NAMES:
-                known = ", ".join(map(str, _NAMES))
+            if isinstance(tensor, np.ndarray) and tensor.dtype.newbyteorder("<") not in STORED_NAMES:
+                known = ", ".join(map(str, STORED_NAMES))
                 raise UsageError(f"Tensor {name!r} is {tensor.dtype}, which the file cannot hold; pass {known}.")
         if not self._ends:
             raise UsageError("No latent frame was appended, so there is nothing to write; append at least one.")
-
-
-@dataclass(frozen=True, eq=False)
-class _SmallTensor:
-    """A tensor to be stored whole.
-
-    Attributes:
-        dtype: a key of `NUMPY_TYPES`.
-        shape: of the tensor.
-        source: its values, little-endian and contiguous, or a file of its bytes.
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
-    source: np.ndarray | BinaryIO
-
-    @classmethod
-    def of(cls, source: np.ndarray | BinaryIO) -> "_SmallTensor":
-        if not isinstance(source, np.ndarray):
-            return cls("U8", (source.seek(0, os.SEEK_END),), source)
-        values = np.asarray(source, source.dtype.newbyteorder("<"), order="C")
-        return cls(_NAMES[values.dtype], values.shape, values)
-
-    @property
-    def itemsize(self) -> int:
-        return np.dtype(NUMPY_TYPES[self.dtype]).itemsize
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.itemsize
-
-    def blocks(self) -> Iterator[np.ndarray | bytes]:
-        """All the bytes, a file's in pieces."""
-        if isinstance(self.source, np.ndarray):
-            yield self.source
-            return
-        self.source.seek(0)
-        while block := self.source.read(BLOCK):
-            yield block
 
 
 def _output_error(path: str, error: OSError) -> OutputError:

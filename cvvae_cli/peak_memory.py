@@ -3,19 +3,16 @@
 This module does not know what is called.
 """
 
-import os
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
-from cvvae_cli.host_memory import return_freed_memory
+from cvvae_cli.host_memory import resident_bytes, return_freed_memory
 
 MIB = 2**20
 # Activations of a convolution live for milliseconds to seconds, and memory fills at a few MiB per millisecond.
 RESIDENT_SAMPLING_SECONDS = 0.002
-_STATM = Path("/proc/self/statm")
 
 
 def peak_memory(device: torch.device, call: Callable[[], object]) -> tuple[float | None, float | None]:
@@ -32,7 +29,7 @@ def peak_memory(device: torch.device, call: Callable[[], object]) -> tuple[float
         torch.cuda.synchronize(device)
         peak = torch.cuda.max_memory_allocated(device)
         return peak / MIB, (peak - before) / MIB
-    if device.type != "cpu" or not _STATM.exists():
+    if device.type != "cpu" or resident_bytes() is None:
         call()
         return None, None
     return_freed_memory()  # else a window after a larger one seems to need less
@@ -46,15 +43,11 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _resident_bytes() -> int:
-    return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
 class _ResidentPeak:
     """Watches resident memory from a thread of its own; torch's operations let it run beside them."""
 
     def __enter__(self) -> "_ResidentPeak":
-        self.before = self.peak = _resident_bytes()
+        self.before = self.peak = resident_bytes() or 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -62,7 +55,7 @@ class _ResidentPeak:
 
     def _watch(self) -> None:
         while not self._stop.wait(RESIDENT_SAMPLING_SECONDS):
-            self.peak = max(self.peak, _resident_bytes())
+            self.peak = max(self.peak, resident_bytes() or 0)
 
     def __exit__(self, *exception: object) -> None:
         self._stop.set()

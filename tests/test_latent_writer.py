@@ -283,3 +283,106 @@ def test_misuse_of_the_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         tensors = small_tensors()
         writer.close(METADATA, tensors | {"sidecar": io.BytesIO(tensors["sidecar"])})  # none of this spoiled the file
     read_everything(tmp_path / "a.latent")
+
+
+# ---- a run that is stopped and goes on
+
+RUN = {"tile": 64}
+
+
+def begun(folder: Path, run: dict = RUN) -> LatentWriter:
+    return LatentWriter(folder / "a.latent", 4, 3, 5, "float32", run=run)
+
+
+def stopped(folder: Path, chunks: int, failure: type[BaseException] = KeyboardInterrupt) -> None:
+    with pytest.raises(failure), begun(folder) as writer:
+        for index in range(writer.latent_frames // 2, chunks):
+            writer.append(latents(2, seed=index))
+        raise failure("stopped")
+
+
+def finished(folder: Path, run: dict = RUN) -> bytes:
+    with begun(folder, run) as writer:
+        for index in range(writer.latent_frames // 2, 5):
+            writer.append(latents(2, seed=index))
+        writer.close(METADATA, small_tensors())
+    assert os.listdir(folder) == ["a.latent"]
+    content = (folder / "a.latent").read_bytes()
+    (folder / "a.latent").unlink()
+    return content
+
+
+def test_a_stopped_run_goes_on_and_gives_the_same_file(tmp_path: Path) -> None:
+    whole = finished(tmp_path)
+    for first, second in ((1, 3), (2, 2), (4, 5), (5, 5)):
+        stopped(tmp_path, first)
+        assert sorted(os.listdir(tmp_path)) == [".a.latent.journal", ".a.latent.part"]
+        stopped(tmp_path, second, SystemExit)
+        with begun(tmp_path) as writer:
+            assert writer.latent_frames == 2 * second
+            assert np.array_equal(writer.stored(1, 2 * second), np.concatenate([latents(2, seed=i) for i in range(second)])[1:])
+            with pytest.raises(ZeroDivisionError), writer:
+                raise ZeroDivisionError
+        assert finished(tmp_path) == whole
+
+
+@pytest.mark.parametrize("failure", [UsageError, LatentFileError])
+def test_what_would_fail_again_is_not_kept(tmp_path: Path, failure: type[Exception]) -> None:
+    stopped(tmp_path, 3, failure)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_run_that_wrote_no_chunk_is_not_kept(tmp_path: Path) -> None:
+    stopped(tmp_path, 0)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_run_of_other_options_begins_anew(tmp_path: Path) -> None:
+    stopped(tmp_path, 3)
+    with begun(tmp_path, {"tile": 128}) as writer:
+        assert writer.latent_frames == 0 and writer.journal.replaces
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_chunks_that_the_disk_lost_are_written_again(tmp_path: Path, kept: int) -> None:
+    whole = finished(tmp_path)
+    stopped(tmp_path, 3)
+    part, frame = tmp_path / ".a.latent.part", 4 * 4 * 3 * 5
+    with open(part, "rb+") as file:
+        file.seek(16 * 1024 + 2 * kept * frame + 7)
+        file.write(b"\xff\x01")
+    with begun(tmp_path) as writer:
+        assert writer.latent_frames == 2 * kept
+        with pytest.raises(KeyboardInterrupt), writer:
+            raise KeyboardInterrupt
+    assert finished(tmp_path) == whole
+    stopped(tmp_path, 3)
+    part.unlink()
+    assert finished(tmp_path) == whole
+
+
+def test_a_full_disk_keeps_what_is_there(tmp_path: Path) -> None:
+    whole = finished(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16 * 1024 + 1200, hard))
+    try:
+        with pytest.raises(OutputError, match="cannot be written"), begun(tmp_path) as writer:
+            for index in range(5):
+                writer.append(latents(2, seed=index))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with begun(tmp_path) as writer:
+        assert writer.latent_frames == 4
+        with pytest.raises(KeyboardInterrupt), writer:
+            raise KeyboardInterrupt
+    assert finished(tmp_path) == whole
+
+
+def test_two_runs_of_one_output(tmp_path: Path) -> None:
+    with begun(tmp_path) as writer:
+        writer.append(latents(2))
+        with pytest.raises(OutputError, match="another process"):
+            begun(tmp_path)
+        writer.close({}, {})
+    assert os.listdir(tmp_path) == ["a.latent"]

@@ -243,3 +243,101 @@ def test_wrong_frames_and_times_are_refused(tmp_path: Path, pictures: list[np.nd
             write(tmp_path / "a.mp4", [pictures[0], wrong])
     with pytest.raises(UsageError, match="must rise"):
         write(tmp_path / "a.mp4", pictures[:2], [10, 10])
+
+
+# ---- segments, and a run that is stopped and goes on
+
+RUN = {"crf": 16}
+FRAMES = [np.random.default_rng(i).integers(0, 256, (6, 8, 3), np.uint8).repeat(8, 0).repeat(8, 1) for i in range(23)]
+UNEVEN = [1001 * i + (i % 3) * 100 for i in range(23)]
+
+
+def begun(path: Path, **options: object) -> VideoWriter:
+    return VideoWriter(path, 64, 48, RATE, BASE, **({"segment_frames": 5, "run": RUN} | options))
+
+
+def carry_on(writer: VideoWriter, stop: int) -> None:
+    for index in range(writer.frames, stop):
+        writer.write(FRAMES[index], UNEVEN[index], 1001)
+
+
+def finished(path: Path, **options: object) -> bytes:
+    with begun(path, **options) as writer:
+        carry_on(writer, 23)
+    assert folder_of(path) == {path.name}
+    content = path.read_bytes()
+    path.unlink()
+    return content
+
+
+def test_segments_are_closed_and_times_stay_exact(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    with begun(path, run=None) as writer:
+        carry_on(writer, 23)
+    with av.open(str(path)) as container:
+        packets = [p for p in container.demux(video=0) if p.size]
+        assert [p.is_keyframe for p in packets] == [i % 5 == 0 for i in range(23)]
+        assert all(p.dts <= p.pts for p in packets)
+        for start in range(0, 23, 5):  # all that is shown before the next segment comes before it
+            assert sorted(p.pts for p in packets[start : start + 5]) == sorted(p.pts for p in packets)[start : start + 5]
+    with VideoReader(path) as reader:
+        shown = list(reader)
+        ticks = [frame.pts * reader.info.time_base / BASE for frame in shown]
+    assert ticks == UNEVEN
+    assert all(psnr(FRAMES[i], frame.rgb) > 20 for i, frame in enumerate(shown))
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.webm", "a.mov"])
+def test_a_stopped_run_goes_on_and_gives_the_same_file(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    whole = finished(path)
+    for first, second, kept in ((4, 6, 5), (5, 19, 15), (12, 12, 10), (22, 23, 20)):
+        for stop, failure in ((first, KeyboardInterrupt), (second, SystemExit)):
+            with pytest.raises(failure), begun(path) as writer:
+                carry_on(writer, stop)
+                raise failure
+        assert folder_of(path) == {f".{name}.journal", f".{name}.packets"}
+        with pytest.raises(ZeroDivisionError), begun(path) as writer:
+            assert writer.frames == kept
+            raise ZeroDivisionError
+        assert finished(path) == whole
+
+
+def test_a_run_of_other_options_begins_anew(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    whole = finished(path)
+    with pytest.raises(KeyboardInterrupt), begun(path, run={"crf": 30}) as writer:
+        carry_on(writer, 12)
+        raise KeyboardInterrupt
+    assert finished(path) == whole
+
+
+def test_what_would_fail_again_is_not_kept(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="must rise"), begun(tmp_path / "a.mp4") as writer:
+        carry_on(writer, 12)
+        writer.write(FRAMES[0], 0, 1001)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_keeps_the_finished_segments(tmp_path: Path) -> None:
+    path = tmp_path / "a.mkv"
+    options = {"codec": "ffv1"}
+    whole = finished(path, **options)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in (len(whole) * 2 // 3, len(whole) - 200):  # in the middle of the packets; in the container
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+        try:
+            with pytest.raises(OutputError, match="no space left"), begun(path, **options) as writer:
+                carry_on(writer, 23)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert folder_of(path) == {".a.mkv.journal", ".a.mkv.packets"}
+    assert finished(path, **options) == whole
+
+
+def test_two_runs_of_one_output(tmp_path: Path) -> None:
+    with begun(tmp_path / "a.mp4") as writer:
+        with pytest.raises(OutputError, match="another process"):
+            begun(tmp_path / "a.mp4")
+        carry_on(writer, 23)
+    assert folder_of(tmp_path / "a.mp4") == {"a.mp4"}

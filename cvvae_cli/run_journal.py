@@ -1,0 +1,127 @@
+"""What an unfinished run has done: a hidden file beside its output, a line for each finished part.
+
+A run is described by all that shapes its output. A later run of the same description goes on behind the last part; one of
+another description begins anew. This module knows neither latents nor video.
+"""
+
+import contextlib
+import fcntl
+import io
+import json
+import os
+from pathlib import Path
+
+from xxhash import xxh3_64_hexdigest, xxh3_128_hexdigest
+
+from cvvae_cli.errors import CvvaeError, DeviceError, OutputError
+
+Entry = list[str | int | dict]
+"""A kind and what belongs to it, as JSON has it."""
+
+
+class RunJournal:
+    """Holds the output for this process, and says what an earlier run left.
+
+    Every line carries its checksum: what a crash tore is dropped when the file is read. A finished part must be on its way to
+    the disk before its line is added; whether it got there, its owner checks when it goes on.
+
+    Attributes:
+        path: `.NAME.journal` beside the output.
+        entries: what an earlier run of the same description had finished, in order.
+        replaces: an earlier run was of another description.
+    """
+
+    def __init__(self, target: Path, run: dict) -> None:
+        """Opens the journal of an output, and locks it.
+
+        Args:
+            target: the output.
+            run: the description, JSON-ready.
+
+        Raises:
+            OutputError: another process is writing this output.
+            OSError: it cannot be made.
+        """
+        self.path = target.with_name(f".{target.name}.journal")
+        self._file = _locked(self.path, target)
+        self._ends: list[int] = []
+        self.entries = self._read()
+        mark: Entry = ["run", xxh3_128_hexdigest(json.dumps(run, sort_keys=True).encode())]
+        self.replaces = bool(self.entries) and self.entries[0] != mark
+        if self.entries[:1] == [mark]:
+            self.entries = self.entries[1:]
+            self._file.truncate(self._ends[-1])
+        else:
+            self.entries = []
+            self._ends = []
+            self._file.truncate(0)
+            self.add(mark)
+
+    def add(self, entry: Entry) -> None:
+        """Note a finished part.
+
+        Raises:
+            OSError: the disk does not take it.
+        """
+        text = json.dumps(entry)
+        self._file.write(f"{text} {xxh3_64_hexdigest(text.encode())}\n".encode())
+
+    def cut(self, count: int) -> None:
+        """Forget all but the first `count` of `entries`: what they speak of is not there.
+
+        Raises:
+            OSError: the disk does not take it.
+        """
+        self._file.truncate(self._ends[count])
+        del self.entries[count:], self._ends[count + 1 :]
+
+    def close(self, keep: bool) -> None:
+        """Let go of the output.
+
+        Args:
+            keep: a later run may go on; otherwise the file is removed.
+        """
+        if self._file.closed:
+            return
+        if not keep:
+            with contextlib.suppress(OSError):
+                self.path.unlink()
+        self._file.close()
+
+    def _read(self) -> list[Entry]:
+        """The sound lines from the first on, and where each ends."""
+        entries, end = [], 0
+        self._file.seek(0)
+        for line in self._file.read().splitlines(keepends=True):
+            text, _, digest = line.rpartition(b" ")
+            if digest != xxh3_64_hexdigest(text).encode() + b"\n":
+                break
+            end += len(line)
+            entries.append(json.loads(text))
+            self._ends.append(end)
+        return entries
+
+
+def _locked(path: Path, target: Path) -> io.FileIO:
+    while True:
+        file = open(path, "a+b", buffering=0)  # a line is one call: it is there whole when the process is killed behind it
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise OutputError(f"{target} is being written by another process; wait for it, or name another output.") from None
+        except OSError:
+            return file  # some network file systems cannot lock
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file
+        file.close()  # its owner has finished and removed it in between
+
+
+GOES_ON = "What is done is kept; the same command goes on from there."
+"""A note to the error that ends a run whose journal is kept."""
+
+
+def may_go_on(error: BaseException | None) -> bool:
+    """Whether what ended a run came from outside (a signal, a full disk, no memory), so that the same run may go on later."""
+    return error is not None and (not isinstance(error, CvvaeError) or isinstance(error, OutputError | DeviceError))

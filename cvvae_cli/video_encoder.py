@@ -1,0 +1,198 @@
+"""RGB frames to packets, segment by segment: every segment has an encoder of its own and refers to no other.
+
+Knows codecs, their options and pixel formats. Where packets go is unknown here.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+import av
+import numpy as np
+from av.codec import Codec, CodecContext
+from av.error import FFmpegError
+from av.packet import Packet
+from av.video.codeccontext import VideoCodecContext
+
+from cvvae_cli.colour import FULL, RGB, Colour, RgbToFrame, has_subsampled_chroma
+from cvvae_cli.cpu_info import cpu_field
+from cvvae_cli.errors import UsageError
+
+DEFAULT_CRF = {"libx264": 16, "libx264rgb": 16, "libx265": 18, "libvpx-vp9": 24, "libsvtav1": 24, "libaom-av1": 24}
+"""Fine enough that the encoder's loss stays well below a VAE's (x264 crf 16 gives 42-50 dB)."""
+
+CODECS_WITH_ASPECT = {"libx264", "libx264rgb", "libx265"}
+"""These write the pixel aspect into their own stream, so that any container keeps it."""
+
+_RATE_OPTIONS = {"crf", "qp", "b", "q", "cq", "global_quality", "lossless", "x264-params", "x265-params"}
+"""Options that choose the rate: one of these from the user switches our default crf off."""
+
+_CODEC_OPTIONS: Mapping[str, Mapping[str, str]] = {
+    "libvpx-vp9": {"row-mt": "1", "cpu-used": "4", "deadline": "good"},
+    "libx265": {"x265-params": "log-level=error"},
+}
+_LOSSLESS_FORMATS = {"ffv1": "bgr0", "libx264rgb": "bgr0", "png": "rgb24"}
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What is encoded.
+
+    Attributes:
+        width, height: pixels, 1 or more.
+        frame_rate: average frames per second.
+        time_base: seconds per tick.
+        sample_aspect_ratio: width of a pixel over its height.
+        colour: the source's description; what it leaves unsaid is chosen by size.
+    """
+
+    width: int
+    height: int
+    frame_rate: Fraction
+    time_base: Fraction
+    sample_aspect_ratio: Fraction = Fraction(1)
+    colour: Colour = Colour()
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How it is encoded.
+
+    Attributes:
+        codec: FFmpeg's encoder.
+        crf: constant quality, smaller is better; None is `DEFAULT_CRF`.
+        preset: the encoder's; None is its own default.
+        pix_fmt: None is yuv420p, yuv444p at odd sizes, or RGB for ffv1, libx264rgb and png.
+        options: as `ffmpeg -NAME VALUE` has them, over ours.
+    """
+
+    codec: str
+    crf: float | None = None
+    preset: str | None = None
+    pix_fmt: str | None = None
+    options: tuple[tuple[str, str], ...] = ()
+
+
+class VideoEncoder:
+    """Encodes frames.
+
+    Args:
+        pictures: what comes in.
+        encoding: how to encode.
+        flags: of the context of the stream that will hold the packets.
+
+    Raises:
+        UsageError: pixel format or option unknown, or not to be combined.
+    """
+
+    def __init__(self, pictures: Pictures, encoding: Encoding, flags: int) -> None:
+        self.pictures, self.encoding = pictures, encoding
+        codec = Codec(encoding.codec, "w")
+        self._pixels = encoding.pix_fmt or _default_format(codec, pictures.width, pictures.height)
+        self._tags = _tags(codec, self._pixels, pictures)
+        self._flags, self._options = flags, _options(encoding, self._pixels)
+        self._converter = RgbToFrame(pictures.width, pictures.height, self._pixels, self._tags, pictures.time_base)
+        self._context: VideoCodecContext | None = self._fresh()
+
+    def encode(self, rgb: np.ndarray, pts: int, duration: int) -> list[Packet]:
+        """Packets that are ready once this frame is in.
+
+        Args:
+            rgb: uint8 [height, width, 3].
+            pts, duration: ticks.
+
+        Raises:
+            FFmpegError: the encoder fails.
+        """
+        if self._context is None:
+            self._context = self._fresh()
+        return self._context.encode(self._converter(rgb, pts, duration))
+
+    def end_segment(self) -> list[Packet]:
+        """The packets that were held back; the next frame begins a new segment.
+
+        Raises:
+            FFmpegError: the encoder fails.
+        """
+        assert self._context is not None
+        packets = self._context.encode(None)
+        self._context = None
+        return packets
+
+    def _fresh(self) -> VideoCodecContext:
+        context = CodecContext.create(self.encoding.codec, "w")
+        assert isinstance(context, VideoCodecContext)
+        context.flags = self._flags
+        self.open(context)
+        return context
+
+    def open(self, context: VideoCodecContext) -> None:
+        """Open an encoder, a segment's or the stream's own, whose packets describe themselves alike.
+
+        Raises:
+            UsageError: it refuses what it shall do.
+        """
+        pictures, tags = self.pictures, self._tags
+        context.width, context.height = pictures.width, pictures.height
+        context.time_base = pictures.time_base
+        context.framerate = Fraction(pictures.frame_rate).limit_denominator(1_000_000)
+        context.sample_aspect_ratio = pictures.sample_aspect_ratio
+        context.thread_type = "AUTO"  # PyAV's SLICE makes x264 cut every frame into slices, which costs quality
+        context.pix_fmt = self._pixels
+        context.colorspace, context.color_range = tags.matrix, tags.range
+        context.color_primaries, context.color_trc = tags.primaries, tags.transfer
+        if self.encoding.codec == "libsvtav1":
+            os.environ.setdefault("SVT_LOG", "1")  # else it reports on stderr, past every logger
+        context.options = dict(self._options)
+        try:
+            context.open()
+        except FFmpegError as error:
+            given = ", ".join(f"{key}={value}" for key, value in self._options.items())
+            raise UsageError(
+                f"{self.encoding.codec} refuses {pictures.width}x{pictures.height} {self._pixels} with {given or 'no options'} "
+                f"({error.strerror}); change --pix-fmt, --encoder-opt or --codec."
+            ) from None
+        if context.options:
+            unknown = ", ".join(sorted(context.options))
+            raise UsageError(f"{self.encoding.codec} has no option {unknown}; leave it out.")
+
+
+def _tags(codec: Codec, pix_fmt: str, pictures: Pictures) -> Colour:
+    """The colour that the packets are tagged with."""
+    names = [pixels.name for pixels in codec.video_formats or ()]
+    if names and pix_fmt not in names:
+        raise UsageError(f"{codec.name} does not encode {pix_fmt!r}; use one of {', '.join(names)}.")
+    try:
+        is_rgb = av.VideoFormat(pix_fmt, pictures.width, pictures.height).is_rgb
+    except ValueError:
+        raise UsageError(f"There is no pixel format {pix_fmt!r}; use yuv420p or yuv444p.") from None
+    colour = pictures.colour
+    return Colour(RGB, FULL, colour.primaries, colour.transfer) if is_rgb else colour.for_yuv(pictures.height, pictures.width)
+
+
+def _default_format(codec: Codec, width: int, height: int) -> str:
+    names = [pixels.name for pixels in codec.video_formats or ()]
+    if codec.name in _LOSSLESS_FORMATS:
+        return _LOSSLESS_FORMATS[codec.name]
+    if (width % 2 or height % 2) and "yuv444p" in names:
+        return "yuv444p"
+    return "yuv420p" if "yuv420p" in names or not names else names[0]
+
+
+def _options(encoding: Encoding, pix_fmt: str) -> dict[str, str]:
+    """The user's options over ours."""
+    codec, crf, given = encoding.codec, encoding.crf, dict(encoding.options)
+    options = dict(_CODEC_OPTIONS.get(codec, {}))
+    if codec in ("libx264", "libx264rgb") and "avx512f" in cpu_field("flags").split():
+        # x264 165 reads memory that it has not written in its AVX-512 code (mbtree with B-frames): files differ run by run.
+        given["x264-params"] = ":".join(filter(None, ["asm=AVX2", given.get("x264-params")]))
+    if has_subsampled_chroma(pix_fmt):
+        options["chroma_sample_location"] = "left"
+    if crf is None and codec in DEFAULT_CRF and not _RATE_OPTIONS & {key for key, _ in encoding.options}:
+        crf = DEFAULT_CRF[codec]
+    if crf is not None:
+        options["crf"] = f"{crf:g}"
+    if encoding.preset is not None:
+        options["preset"] = encoding.preset
+    return options | {key: str(value) for key, value in given.items()}
