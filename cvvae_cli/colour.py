@@ -126,6 +126,11 @@ class Orientation:
         quarter = round(degrees / 90) % 4
         return cls(quarter in (1, 3), quarter in (2, 3), quarter in (1, 2))
 
+    @classmethod
+    def from_exif(cls, number: int) -> "Orientation":
+        """From EXIF's number, 1 to 8: where the stored picture's first row and column belong."""
+        return cls(number >= 5, number in (2, 3, 6, 7), number in (3, 4, 7, 8))
+
     def apply(self, pixels: np.ndarray) -> np.ndarray:
         """Turns an image [H, W, 3] upright; the result is contiguous."""
         if self.transposed:

@@ -14,23 +14,37 @@ from av.error import FFmpegError
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
-from cvvae_cli.errors import OutputError, VideoError
+from cvvae_cli.errors import OutputError, UsageError, VideoError
+from cvvae_cli.picture_sequence import DEFAULT_RATE, PictureSequence, find_sequence, is_sequence
 
 MICROSECONDS = 1_000_000
 """FFmpeg's AV_TIME_BASE: containers give their start and duration in these units."""
 
+DESCRIPTORS = Path("/dev/fd")
+"""Where this process's open files have paths."""
+
 _TEXT_FORMATS = {"tty", "ansi", "bin", "xbin", "idf", "adf"}
 """FFmpeg draws text files as videos of a terminal; nobody who passes us notes.txt means that."""
+
+_POINTERS = {
+    "concat", "hls", "dash", "webm_dash_manifest", "imf", "sdp", "rtsp", "rtp", "rtp_mpegts", "sap", "lavfi", "vobsub",
+    "alsa", "oss", "fbdev", "kmsgrab", "x11grab", "video4linux2", "v4l2",
+}  # fmt: skip
+"""Formats that name other files, addresses or devices to be opened: a video from a stranger must not."""
+
+_FORMATS = ",".join(sorted({name for names in av.formats_available for name in names.split(",")} - _POINTERS))
 
 _OPEN_OPTIONS = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 """PyAV 18 refuses a file for one wrong letter in its title unless told otherwise; 19 replaces it by itself."""
 
 
-def open_input(path: Path) -> InputContainer:
-    """Opens a media file of this machine.
+def open_input(path: Path, frame_rate: Fraction | None = None) -> InputContainer:
+    """Opens a media file of this machine, and no other that it names.
 
     Args:
-        path: the file. Names with colons or leading dashes are names, not protocols or options.
+        path: the file, or a pattern of numbered pictures. Names with colons or leading dashes are names, not
+            protocols or options.
+        frame_rate: of numbered pictures, per second; None is 24.
 
     Returns:
         The open container; the caller closes it.
@@ -41,15 +55,30 @@ def open_input(path: Path) -> InputContainer:
     if path.is_dir():
         raise VideoError(f"{path} is a folder; name a video file in it.")
     try:
-        container = av.open(f"file:{path}", **_OPEN_OPTIONS)
+        if is_sequence(path):
+            container = _open_sequence(find_sequence(path), frame_rate or DEFAULT_RATE)
+        else:
+            container = av.open(f"file:{path}", options={"format_whitelist": _FORMATS}, **_OPEN_OPTIONS)
     except FFmpegError as error:
+        if error.errno == errno.EINVAL:  # so FFmpeg refuses a format that was not allowed
+            raise VideoError(f"{named(path)} names other files instead of holding a video; name the video itself.") from None
         raise read_error(path, error) from None
     except UnicodeError:
         raise VideoError(f"{str(path)!r} is not a name that FFmpeg can open; rename the file.") from None
     if container.format.name in _TEXT_FORMATS:
         container.close()
-        raise VideoError(f"{path} is a text file, not a video; check the path.")
+        raise VideoError(f"{named(path)} is a text file, not a video; check the path.")
     return container
+
+
+def _open_sequence(sequence: PictureSequence, frame_rate: Fraction) -> InputContainer:
+    options = {"framerate": str(frame_rate), "start_number": str(sequence.first), "pattern_type": "sequence"}
+    return av.open(f"file:{sequence.pattern}", format="image2", options=options)
+
+
+def named(path: Path) -> str:
+    """How a sentence names an input; the standard input comes as a file descriptor's path."""
+    return "The standard input" if path.parent == DESCRIPTORS else str(path)
 
 
 def read_error(path: Path, error: FFmpegError) -> VideoError:
@@ -63,46 +92,62 @@ def read_error(path: Path, error: FFmpegError) -> VideoError:
         The error to raise.
     """
     if error.errno == errno.ENOENT:
-        return VideoError(f"{path} does not exist; check the path.")
+        return VideoError(f"{named(path)} does not exist; check the path.")
     if error.errno in (errno.EACCES, errno.EPERM):
-        return VideoError(f"{path} may not be read by this user; change its permissions.")
+        return VideoError(f"{named(path)} may not be read by this user; change its permissions.")
     if not isinstance(error, av.error.InvalidDataError):
-        return VideoError(f"{path} cannot be read ({error.strerror}); check the disk or convert the file with ffmpeg.")
+        return VideoError(f"{named(path)} cannot be read ({error.strerror}); check the disk or convert the file with ffmpeg.")
     try:
         with path.open("rb") as file:
             head = file.read(12)
     except OSError:
         head = b"?"
     if not head:
-        return VideoError(f"{path} is empty; copy it again.")
+        return VideoError(f"{named(path)} is empty; copy it again.")
     if head[4:8] in (b"ftyp", b"mdat", b"wide", b"free"):
         return VideoError(
-            f"{path} is an MP4 or MOV file without its index (moov), as an unfinished recording or download leaves "
+            f"{named(path)} is an MP4 or MOV file without its index (moov), as an unfinished recording or download leaves "
             "it; copy it again or repair it."
         )
-    return VideoError(f"{path} is not a video, or is damaged at its beginning; check the path or copy it again.")
+    return VideoError(f"{named(path)} is not a video, or is damaged at its beginning; check the path or copy it again.")
 
 
-def video_stream(container: InputContainer, path: Path) -> VideoStream:
-    """The video stream to read: the first that is neither cover art nor a thumbnail.
+def video_streams(container: InputContainer) -> list[VideoStream]:
+    """The streams that show a video, without cover art and thumbnails."""
+    side_show = Disposition.attached_pic | Disposition.timed_thumbnails
+    return [stream for stream in container.streams.video if not stream.disposition & side_show]
+
+
+def video_stream(container: InputContainer, path: Path, wanted: int | None = None) -> VideoStream:
+    """The video stream to read.
+
+    Args:
+        container: the open file.
+        path: its path.
+        wanted: the stream's number in the file; None takes the first that is neither cover art nor a thumbnail.
 
     Raises:
+        UsageError: there is no video stream of that number.
         VideoError: there is none, or FFmpeg here has no decoder for it, or it is one tile of a picture.
     """
-    side_show = Disposition.attached_pic | Disposition.timed_thumbnails
-    streams = [stream for stream in container.streams.video if not stream.disposition & side_show]
+    streams = video_streams(container)
     if not streams:
         kinds = sorted({stream.type for stream in container.streams if stream.type != "video"})
         found = f" (only {' and '.join(kinds)})" if kinds else ""
-        raise VideoError(f"{path} has no video stream{found}; name a file with a picture track.")
+        raise VideoError(f"{named(path)} has no video stream{found}; name a file with a picture track.")
     if any(s.disposition & Disposition.dependent for s in streams) and not any(
         s.disposition & Disposition.default for s in streams
     ):
-        raise VideoError(f"{path} is a picture stored in tiles (HEIC), which cannot be put together; convert it to PNG.")
+        raise VideoError(f"{named(path)} is a picture stored in tiles (HEIC), which cannot be put together; convert it to PNG.")
+    if wanted is not None:
+        numbers = [stream.index for stream in streams]
+        if wanted not in numbers:
+            raise UsageError(f"{named(path)} has no video stream {wanted}; choose --stream from {', '.join(map(str, numbers))}.")
+        streams = [streams[numbers.index(wanted)]]
     for stream in streams:
         if stream.codec_context is not None:
             return stream
-    raise VideoError(f"{path} is in a format that this FFmpeg cannot decode; convert a video to H.264, a picture to PNG.")
+    raise VideoError(f"{named(path)} is in a format that this FFmpeg cannot decode; convert a video to H.264, a picture to PNG.")
 
 
 def timeline_start(container: InputContainer) -> Fraction:

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 import av
+from av.audio.frame import AudioFrame
 from av.container import InputContainer, OutputContainer
 from av.error import FFmpegError
 from av.packet import Packet
 from av.stream import Discard, Disposition, Stream
 
+from cvvae_cli.checked_values import fraction_of, text_of
 from cvvae_cli.errors import VideoError
 from cvvae_cli.media import codec_name, open_input, timeline_start
 from cvvae_cli.packet_times import PacketTimes, parse_times
@@ -191,13 +193,15 @@ class SidecarCopy:
         self._output, self._origin, self._stop = output, origin, stop
         try:
             sidecar.seek(0)
-            self._input = av.open(sidecar)
-            self._shift = Fraction(self._input.metadata.get(_SHIFT_TAG, "0"))
-            self.notes: list[str] = json.loads(self._input.metadata.get(_NOTES_TAG, "[]"))
-        except (FFmpegError, ValueError):
+            # Named, because FFmpeg would believe bytes that say they are a list of other files.
+            self._input = av.open(sidecar, format="matroska")
+            self._shift = fraction_of(self._input.metadata.get(_SHIFT_TAG, "0"))
+            self.notes = [text_of(note) for note in json.loads(self._input.metadata.get(_NOTES_TAG, "[]"))]
+        except (FFmpegError, ValueError, TypeError, RecursionError):
             raise VideoError("The sound stored with the latents is damaged; decode with --no-audio.") from None
         self._targets: dict[int, Stream] = {}
         self._encoded: set[int] = set()
+        self._sound_ends: dict[int, Fraction] = {}
         self._times: dict[int, tuple[Fraction, Iterator[tuple[int, int]]]] = {}
         holds = output.supported_codecs
         for stream in self._input.streams:
@@ -275,7 +279,17 @@ class SidecarCopy:
         except FFmpegError:
             return  # a broken piece of sound is a short silence, as in any player
         for frame in frames:
+            self._put_behind_last(packet.stream_index, frame)
             self._output.mux(target.encode(frame))
+
+    def _put_behind_last(self, index: int, frame: AudioFrame) -> None:
+        """Moves a frame that would begin in the middle of the last one to its end: no encoder takes such times."""
+        length, last = Fraction(frame.samples, frame.sample_rate), self._sound_ends.get(index)
+        begin = last if frame.pts is None else frame.pts * frame.time_base
+        if last is not None and begin < last - length / 2:
+            begin, frame.time_base = last, Fraction(1, frame.sample_rate)
+            frame.pts = round(begin / frame.time_base)
+        self._sound_ends[index] = (begin or Fraction(0)) + length
 
     def close(self) -> None:
         """Lets go of the sidecar without writing the rest."""

@@ -17,6 +17,7 @@ from clips import moving_pictures, sound_packets, write_sine, write_video
 
 from cvvae_cli.errors import OutputError, VideoError
 from cvvae_cli.latent_writer import LatentWriter
+from cvvae_cli.sidecar import SidecarCopy
 from cvvae_cli.video_io import VideoReader, VideoWriter, write_sidecar
 
 BASE = Fraction(1, 12800)
@@ -118,6 +119,26 @@ def test_what_a_container_cannot_hold_is_encoded_anew(tmp_path: Path, clip: Path
         assert abs(len(heard) / frames[0].sample_rate - 1.5) < 0.06
         assert 0.5 < np.sqrt(np.mean(heard[2000:60000] ** 2)) < 0.9  # a sine's 0.71
     assert copy(tmp_path / "a.png", pictures[:1], sidecar_of(clip)).notes
+
+
+def test_sound_with_times_that_overlap_can_be_encoded_anew(tmp_path: Path, clip: Path, pictures: list[np.ndarray]) -> None:
+    """An AVI's damaged header may say that each piece of 23 ms follows the last after one."""
+    hasty = tmp_path / "hasty.mp4"
+    with av.open(str(clip)) as source, av.open(str(hasty), "w") as output:
+        streams = {stream.index: output.add_stream_from_template(stream) for stream in source.streams}
+        heard = 0
+        for packet in source.demux():
+            if packet.dts is None:
+                continue
+            if packet.stream.type == "audio":
+                packet.pts = packet.dts = 44 * heard
+                heard += 1
+            packet.stream = streams[packet.stream_index]
+            output.mux(packet)
+    copy(tmp_path / "a.webm", pictures, sidecar_of(hasty))
+    with av.open(str(tmp_path / "a.webm")) as container:
+        seconds = sum(frame.samples / frame.sample_rate for frame in container.decode(audio=0))
+    assert abs(seconds - 1.5) < 0.06
 
 
 def subtitled(path: Path, pictures: list[np.ndarray]) -> Path:
@@ -250,3 +271,15 @@ def test_memory_does_not_depend_on_the_length_of_the_sound(tmp_path: Path) -> No
         for path in paths:
             path.unlink()
     assert peaks[1] < peaks[0] + 20, peaks
+
+
+def test_a_sidecar_that_names_other_files_opens_none(
+    tmp_path: Path, pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_video(Path("secret.mp4"), pictures, sound_seconds=1.0)
+    Path("forged").write_text("ffconcat version 1.0\nfile secret.mp4\n")
+    with av.open("forged") as believed:
+        assert believed.streams.audio  # FFmpeg itself opens it
+    with open("forged", "rb") as file, av.open("out.mkv", "w") as output, pytest.raises(VideoError, match="is damaged"):
+        SidecarCopy(file, output, Fraction(0))

@@ -17,7 +17,7 @@ import pytest
 from clips import moving_pictures, write_sine, write_video
 
 from cvvae_cli.errors import UsageError, VideoError
-from cvvae_cli.video_io import VideoInfo, VideoReader, _Clock, probe
+from cvvae_cli.video_io import VideoInfo, VideoReader, probe
 
 TICKS = 512  # of 1/12800 s, between frames at 25 per second
 
@@ -195,7 +195,7 @@ def test_reading_streams(clip: Path) -> None:
     with VideoReader(clip) as reader:
         iterator = iter(reader)
         next(iterator)
-        decoded_ahead = len(list(reader._decoded))
+        decoded_ahead = len(list(reader._frames))
     assert decoded_ahead >= 20
 
 
@@ -255,20 +255,6 @@ def test_spans_out_of_range_are_refused(clip: Path, wrong: dict) -> None:
         VideoReader(clip, **wrong)
 
 
-def test_clock_fills_gaps_and_survives_restarts() -> None:
-    clock = _Clock(step=40, second=1000)
-    given = [(0, None), (None, None), (80, None), (80, None), (5000, None), (0, None), (40, None)]
-    assert [clock.place(*times) for times in given] == [0, 40, 80, 81, 5000, 5040, 5080]
-    assert clock.repaired == 3
-
-
-def test_clock_prefers_decoding_times_when_they_are_the_sound_ones() -> None:
-    clock = _Clock(step=1, second=30)
-    times = [clock.place(pts, dts) for pts, dts in zip([2, 3, 5, 4, 6, 9, 8, 10, 7], range(3, 12), strict=True)]
-    assert all(a < b for a, b in pairwise(times))
-    assert times[-1] == 11
-
-
 def test_a_picture_with_a_colour_profile_does_no_harm(tmp_path: Path) -> None:
     """PyAV frees the name of such a profile twice if anyone looks at the frame's side data."""
 
@@ -291,3 +277,16 @@ def test_a_picture_with_a_colour_profile_does_no_harm(tmp_path: Path) -> None:
     )
     ran = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stdout.strip()) == (0, str(picture.sum())), ran.stderr
+
+
+def test_a_file_that_names_other_files_opens_none(tmp_path: Path, clip: Path) -> None:
+    (tmp_path / "secret.mp4").write_bytes(clip.read_bytes())
+    texts = {
+        "list.mp4": "ffconcat version 1.0\nfile secret.mp4\n",
+        "list.m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nsecret.mp4\n#EXT-X-ENDLIST\n",
+        "list.sdp": "v=0\nc=IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+        with pytest.raises(VideoError, match="names other files instead of holding a video"):
+            VideoReader(tmp_path / name)
