@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from cvvae_cli import __version__
-from cvvae_cli.commands import bench, check, compat, decode, demo, encode, info, models, roundtrip, train
+from cvvae_cli.commands import bench, check, compat, decode, demo, encode, info, models, roundtrip, train, verify
 
 app = typer.Typer(
     name="cvvae",
@@ -38,6 +38,7 @@ app.command(epilog=decode.EPILOG)(decode.decode)
 app.command(epilog=roundtrip.EPILOG)(roundtrip.roundtrip)
 app.command(epilog=check.EPILOG)(check.check)
 app.command(epilog=info.EPILOG)(info.info)
+app.command(epilog=verify.EPILOG)(verify.verify)
 app.command(epilog=bench.EPILOG)(bench.bench)
 app.add_typer(models.app, name="models")
 app.command(epilog=train.EPILOG)(train.train)

@@ -7,9 +7,12 @@ family of the model that ships in the package. Both are read from and written to
 from dataclasses import asdict, dataclass, fields
 from typing import Literal, get_args
 
+from cvvae_cli.checked_values import INT32, number_of, quoted, text_of, whole_of
 from cvvae_cli.errors import ModelError, UsageError
 from cvvae_cli.geometry import SPATIAL_COMPRESSION_RATIO, TEMPORAL_COMPRESSION_RATIO, cell_count
 
+WIDEST, MOST_BLOCKS = 8192, 64
+"""Channels of a layer, and blocks in a row, that a config may ask for: far more than any release has."""
 Variant = Literal["sd21", "sd3"]
 Norm = Literal["tile", "global", "exact"]
 
@@ -37,6 +40,12 @@ class CVVAEConfig:
     norm_groups: int = 32
     scaling_factor: float = 0.18215
     shift_factor: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_config(self)
+        if self.variant not in get_args(Variant):
+            known = ", ".join(get_args(Variant))
+            raise ModelError(f"Model variant {quoted(self.variant)} is unknown; this version knows {known}.")
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,7 @@ class CompactConfig:
     synthesis_rank: int = 0
 
     def __post_init__(self) -> None:
+        _check_config(self)
         if not 0 < self.shared_channels < self.latent_channels or self.codes < 1:
             raise ModelError(
                 f"{self.shared_channels} shared of {self.latent_channels} latent channels and {self.codes} codes make no model; "
@@ -88,6 +98,33 @@ class CompactConfig:
         return self.shared_channels + self.codes * self.gated_channels
 
 
+_BLOCKS = (0, MOST_BLOCKS)
+_RANGES = {"blocks_per_level": _BLOCKS, "encoder_blocks": _BLOCKS, "decoder_blocks": _BLOCKS,
+           "shared_channels": (0, WIDEST), "codes": (0, WIDEST), "synthesis_rank": (0, WIDEST)}  # fmt: skip
+"""Of the whole numbers that are not from 1 to `WIDEST`."""
+
+
+def _check_config(config: "ModelConfig") -> None:
+    """Refuse a config that is not one, since it may come from a file: each value is to be of its default's type, and in range.
+
+    Raises:
+        ModelError: so; the field is named.
+    """
+    for known in fields(config):
+        value, kind = getattr(config, known.name), type(known.default)
+        try:
+            if kind is bool and type(value) is not bool:
+                raise ValueError(f"{quoted(value)} is neither true nor false")
+            if kind is tuple and (type(value) is not tuple or len(value) != len(known.default)):
+                raise ValueError(f"it must have {len(known.default)} numbers")
+            for one in value if kind is tuple else (value,) if kind is int else ():
+                whole_of(one, *_RANGES.get(known.name, (1, WIDEST)))
+            if kind is float and number_of(value) <= 0 < known.default:
+                raise ValueError(f"{quoted(value)} is not above 0")
+        except ValueError as error:
+            raise ModelError(f"Model config {known.name} is wrong ({error}); correct the config.") from error
+
+
 ModelConfig = CVVAEConfig | CompactConfig
 
 SD21 = CVVAEConfig()
@@ -103,21 +140,26 @@ def config_from_dict(data: dict) -> ModelConfig:
     """The inverse of `config_to_dict`.
 
     Raises:
-        ModelError: unknown family, or keys that do not belong to it.
+        ModelError: no dictionary, unknown family, keys that do not belong to it, or values that no model has.
     """
     families = {"cv-vae": CVVAEConfig, "compact": CompactConfig}
-    family = families.get(data.get("family"))
+    name = data.get("family") if isinstance(data, dict) else None
+    family = families.get(name) if isinstance(name, str) else None
     if family is None:
-        raise ModelError(f"Model family {data.get('family')!r} is unknown; this version knows {', '.join(families)}.")
+        raise ModelError(f"Model family {quoted(name)} is unknown; this version knows {', '.join(families)}.")
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k != "family"}
     extra = sorted(set(values) - {f.name for f in fields(family)})
     if extra:
-        raise ModelError(f"Model config has unknown keys {', '.join(extra)}; it was written by another version.")
+        raise ModelError(f"Model config has the unknown key {quoted(extra[0])}; it was written by another version.")
     return family(**values)
 
 
 SMALLEST_TILE = 64
 """Pixels; below it, tiles are mostly overlap."""
+
+
+LONGEST_CHUNK = 1025
+"""Frames; a chunk is held whole, and a latent file says how long its chunks are."""
 
 
 @dataclass(frozen=True)
@@ -150,8 +192,10 @@ class Tiling:
             raise UsageError(f"Batch {self.batch} must be 1 tile or more; pass --batch 1.")
         if self.tile < SMALLEST_TILE:
             raise UsageError(f"Tile {self.tile} px is too small; pass --tile {SMALLEST_TILE} or more.")
-        if self.chunk < 5 or self.chunk % ratio_t != 1:
-            raise UsageError(f"Chunk {self.chunk} must be 1 + 4k frames, at least 5; pass --chunk 17.")
+        if not 5 <= self.chunk <= LONGEST_CHUNK or self.chunk % ratio_t != 1:
+            raise UsageError(f"Chunk {self.chunk} must be 1 + 4k frames, 5 to {LONGEST_CHUNK}; pass --chunk 17.")
+        if self.mode not in ("blend", "official"):
+            raise UsageError(f"Tiling {self.mode!r} is unknown; pass --tiling blend or --tiling official.")
         if self.norm not in get_args(Norm):
             raise UsageError(f"Norm {self.norm!r} is unknown; pass --norm tile, --norm global or --norm exact.")
         if self.mode == "official":
@@ -189,3 +233,14 @@ class Tiling:
     @property
     def overlap_cells(self) -> int:
         return cell_count(self.overlap)
+
+
+def tiling_from_dict(data: dict) -> Tiling:
+    """The inverse of `asdict`, of which nothing is believed; keys of later versions are ignored.
+
+    Raises:
+        KeyError, TypeError, ValueError: the dictionary is no tiling's.
+    """
+    sizes = {key: whole_of(data[key], 0, INT32) for key in ("tile", "overlap", "chunk_overlap", "chunk", "batch") if key in data}
+    words = {key: text_of(data[key]) for key in ("mode", "norm") if key in data}
+    return Tiling(**sizes, **words)

@@ -13,7 +13,7 @@ import functools
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 import numpy as np
@@ -21,13 +21,16 @@ from xxhash import xxh3_64, xxh3_64_hexdigest
 
 from cvvae_cli.errors import LatentFileError, UsageError
 from cvvae_cli.safetensors_header import (
+    NAME_LIMIT,
     NUMPY_TYPES,
     OWN_METADATA,
     Entry,
     bears_mark,
     check_own_header,
+    check_requires,
+    load_header,
     open_for_reading,
-    parse_header,
+    place_tensors,
     read_exactly,
     read_header,
     to_float,
@@ -57,14 +60,17 @@ class LatentReader:
         """Opens a file and checks its header.
 
         Raises:
-            LatentFileError: the file is missing, unreadable, of another format or version, cut off or damaged.
+            LatentFileError: the file is missing, unreadable, of another format or version, cut off, damaged, or requires
+                what this version does not know.
         """
         self.path = os.fspath(path)
         self._file, self.file_bytes = open_for_reading(self.path)
         try:
             raw = read_header(self._file, self.file_bytes, self.path)
             check_own_header(raw, self.path)
-            metadata, self._entries = parse_header(raw, self.file_bytes, self.path)
+            metadata, tensors = load_header(raw, self.path)
+            check_requires(metadata, self.path)  # first, because a feature may change all that follows
+            self._entries = place_tensors(tensors, 8 + len(raw), self.file_bytes, self.path)
             self._sums = self._check_structure(metadata)
         except BaseException:
             self._file.close()
@@ -91,21 +97,47 @@ class LatentReader:
         if not 0 <= start <= stop <= frames:
             raise UsageError(f"Latent frames {start} to {stop} are not in {self.path}; ask for 0 to {frames} at most.")
         out = np.empty((stop - start, *self.shape[1:]), np.float32)
-        ends, _ = self._chunks
-        first = start
-        for index in range(int(np.searchsorted(ends, start, "right")), self.num_chunks):
-            if first >= stop:
-                break
-            last = min(stop, int(ends[index]))
-            part = self._chunk(index, first, last)
+        for index, first, last in self.parts(start, stop):
+            part = self.read_chunk(index, first, last)
             if part is None:
-                held = f"latent frames {self._chunk_start(index)} to {int(ends[index]) - 1}"
+                begin, end = self.chunk_span(index)
+                held = f"latent frames {begin} to {end - 1}"
                 raise LatentFileError(
                     f"{self.path} is damaged: chunk {index} ({held}) does not match its checksum; encode the video again."
                 )
             out[first - start : last - start] = part
-            first = last
         return out
+
+    def parts(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """The chunks that hold latent frames `start` to `stop`, each with the first of them in it and one past the last."""
+        ends, _ = self._chunks
+        first = start
+        for index in range(int(np.searchsorted(ends, start, "right")), self.num_chunks):
+            if first >= stop:
+                return
+            last = min(stop, int(ends[index]))
+            yield index, first, last
+            first = last
+
+    def chunk_span(self, index: int) -> tuple[int, int]:
+        """First latent frame of a chunk, and one past its last."""
+        ends, _ = self._chunks
+        return int(ends[index - 1]) if index else 0, int(ends[index])
+
+    def read_chunk(self, index: int, first: int, last: int) -> np.ndarray | None:
+        """Latent frames `first` to `last` of one chunk, all of which is checked: float32, or None where it is damaged."""
+        _, sums = self._chunks
+        payload = self._entries["latents"]
+        frame_bytes = self.payload_bytes // self.shape[0]
+        start, stop, low, high = (payload.start + frame * frame_bytes for frame in (*self.chunk_span(index), first, last))
+        kept = bytearray()
+        digest = xxh3_64()
+        for position, block in self._blocks(start, stop):
+            digest.update(block)
+            kept += block[max(low - position, 0) : max(high - position, 0)]
+        if digest.intdigest() != sums[index]:
+            return None
+        return to_float(np.frombuffer(kept, NUMPY_TYPES[payload.dtype]), payload.dtype).reshape(last - first, *self.shape[1:])
 
     def tensor(self, name: str) -> np.ndarray:
         """One of the small tensors, whole, its checksum verified.
@@ -115,7 +147,8 @@ class LatentReader:
         """
         entry = self._small_entry(name)
         data = read_exactly(self._file, entry.start, entry.stop - entry.start, self.path)
-        self._check_sum(name, xxh3_64_hexdigest(data))
+        if xxh3_64_hexdigest(data) != self._sums[name]:
+            raise self._damaged(name)
         return np.frombuffer(data, NUMPY_TYPES[entry.dtype]).reshape(entry.shape)
 
     def open_tensor(self, name: str) -> BinaryIO:
@@ -129,7 +162,8 @@ class LatentReader:
             LatentFileError: no tensor of that name, or a damaged one.
         """
         entry = self._small_entry(name)
-        self._verify_tensor(name)
+        if not self._is_sound(name):
+            raise self._damaged(name)
         return io.BufferedReader(_Part(self._file, entry.start, entry.stop, self.path), BLOCK)
 
     def verify(self) -> list[int]:
@@ -141,10 +175,36 @@ class LatentReader:
         Raises:
             LatentFileError: damage elsewhere: the header or a small tensor, which is named.
         """
+        for name in self.damaged_tensors():
+            raise self._damaged(name)
+        return self.damaged_chunks()
+
+    def damaged_tensors(self) -> list[str]:
+        """Checks all but the latents; names the small tensors that do not match their checksums.
+
+        Raises:
+            LatentFileError: the header is damaged now, or the file cannot be read.
+        """
         check_own_header(read_header(self._file, self.file_bytes, self.path), self.path)
-        for name in self._sums:
-            self._verify_tensor(name)
-        return [i for i in range(self.num_chunks) if self._chunk(i, self._chunk_start(i), self._chunk_start(i)) is None]
+        return [name for name in self._sums if not self._is_sound(name)]
+
+    def damaged_chunks(self, progress: Callable[[int], None] | None = None) -> list[int]:
+        """Checks all the latents; the numbers of the chunks that do not match their checksums.
+
+        Args:
+            progress: called after every chunk with the latent frames that have been read.
+
+        Raises:
+            LatentFileError: the table of chunks is damaged, or the file cannot be read.
+        """
+        damaged = []
+        for index in range(self.num_chunks):
+            start, stop = self.chunk_span(index)
+            if self.read_chunk(index, start, start) is None:
+                damaged.append(index)
+            if progress:
+                progress(stop)
+        return damaged
 
     def close(self) -> None:
         """Closes the file; what was read stays."""
@@ -164,43 +224,24 @@ class LatentReader:
             raise LatentFileError(f"{self.path} is damaged: its chunks do not cover its {self.shape[0]} latent frames.")
         return ends, self.tensor("chunk_xxh3")
 
-    def _chunk_start(self, index: int) -> int:
-        return int(self._chunks[0][index - 1]) if index else 0
-
-    def _chunk(self, index: int, first: int, last: int) -> np.ndarray | None:
-        """Latent frames `first` to `last` of one chunk, or None where the chunk's checksum is wrong."""
-        ends, sums = self._chunks
-        payload = self._entries["latents"]
-        frame_bytes = self.payload_bytes // self.shape[0]
-        frames = (self._chunk_start(index), int(ends[index]), first, last)
-        start, stop, low, high = (payload.start + frame * frame_bytes for frame in frames)
-        kept = bytearray()
-        digest = xxh3_64()
-        for position, block in self._blocks(start, stop):
-            digest.update(block)
-            kept += block[max(low - position, 0) : max(high - position, 0)]
-        if digest.intdigest() != sums[index]:
-            return None
-        return to_float(np.frombuffer(kept, NUMPY_TYPES[payload.dtype]), payload.dtype).reshape(last - first, *self.shape[1:])
-
     def _blocks(self, start: int, stop: int) -> Iterator[tuple[int, bytearray]]:
         for position in range(start, stop, BLOCK):
             yield position, read_exactly(self._file, position, min(BLOCK, stop - position), self.path)
 
     def _small_entry(self, name: str) -> Entry:
         if name not in self.tensor_names:
-            raise LatentFileError(f"{self.path} holds no tensor {name!r}; it holds {', '.join(self.tensor_names)}.")
+            held = ", ".join(self.tensor_names)[: 4 * NAME_LIMIT]
+            raise LatentFileError(f"{self.path} holds no tensor {name!r}; it holds {held}.")
         return self._entries[name]
 
-    def _verify_tensor(self, name: str) -> None:
+    def _is_sound(self, name: str) -> bool:
         digest = xxh3_64()
         for _, block in self._blocks(self._entries[name].start, self._entries[name].stop):
             digest.update(block)
-        self._check_sum(name, digest.hexdigest())
+        return digest.hexdigest() == self._sums[name]
 
-    def _check_sum(self, name: str, found: str) -> None:
-        if found != self._sums[name]:
-            raise LatentFileError(f"{self.path} is damaged: tensor {name!r} does not match its checksum; encode the video again.")
+    def _damaged(self, name: str) -> LatentFileError:
+        return LatentFileError(f"{self.path} is damaged: tensor {name[:NAME_LIMIT]!r} does not match its checksum; encode again.")
 
     def _check_structure(self, metadata: dict[str, str]) -> dict[str, str]:
         """Checks the tensors that the format asks for; returns the checksums of the small ones."""

@@ -8,6 +8,7 @@ it and how many kernel axes of size 1 it adds. This module knows names, not tens
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from cvvae_cli.checked_values import quoted
 from cvvae_cli.config import SD3, SD21, CVVAEConfig, Variant
 from cvvae_cli.errors import ModelError
 
@@ -199,13 +200,15 @@ def config_from_official(data: Mapping[str, object]) -> CVVAEConfig:
     Raises:
         ModelError: another class, a value that these architectures cannot have, or one of the wrong kind.
     """
-    variant = CLASS_VARIANTS.get(str(data.get("_class_name")))
+    name = data.get("_class_name")
+    variant = CLASS_VARIANTS.get(name) if isinstance(name, str) else None
     if variant is None:
         known = ", ".join(CLASS_VARIANTS)
-        raise ModelError(f"Model class {data.get('_class_name')!r} in config.json is not one of {known}; pass a CV-VAE folder.")
+        raise ModelError(f"Model class {quoted(name)} in config.json is not one of {known}; pass a CV-VAE folder.")
     for key, allowed in ALLOWED_VALUES[variant].items():
         if key in data and data[key] not in allowed:
-            raise ModelError(f"config.json says {key} = {data[key]!r}, but {variant} needs {allowed[0]!r}; pass a CV-VAE folder.")
+            found = f"config.json says {key} = {quoted(data[key])}"
+            raise ModelError(f"{found}, but {variant} needs {allowed[0]!r}; pass a CV-VAE folder.")
     default = SD21 if variant == "sd21" else SD3
     try:
         if variant == "sd21":
@@ -218,7 +221,7 @@ def config_from_official(data: Mapping[str, object]) -> CVVAEConfig:
             groups = _positive(data, "norm_num_groups", 32)
         scale = float(data.get("scaling_factor", default.scaling_factor))
         shift = float(data.get("shift_factor", default.shift_factor))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ModelError(f"config.json cannot be used: {error}; fetch it again.") from error
     return CVVAEConfig(variant, latent, channels, blocks, bool(data.get("half_3d", True)), groups, scale, shift)
 
@@ -226,14 +229,14 @@ def config_from_official(data: Mapping[str, object]) -> CVVAEConfig:
 def _positive(data: Mapping[str, object], key: str, default: int) -> int:
     value = data.get(key, default)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{key} = {value!r} is not a positive whole number")
+        raise ValueError(f"{key} = {quoted(value)} is not a positive whole number")
     return value
 
 
 def _four(data: Mapping[str, object], key: str, default: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
     values = data.get(key, default)
     if not isinstance(values, list | tuple) or len(values) != 4 or not all(isinstance(v, int) and v > 0 for v in values):
-        raise ValueError(f"{key} = {values!r} is not four positive whole numbers")
+        raise ValueError(f"{key} = {quoted(values)} is not four positive whole numbers")
     return values[0], values[1], values[2], values[3]
 
 

@@ -3,12 +3,20 @@
 For containers that count more coarsely than the source does. Streams and files are unknown here.
 """
 
+import re
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import chain, repeat
 
+from cvvae_cli.checked_values import ratio_of
+from cvvae_cli.errors import VideoError
+
 _MAX_RUNS = 8192
 """Longest table; beyond it (hours of Vorbis out of an MP4) the container's own times must do."""
+
+_RUN = re.compile(r"-?[0-9]{1,19}\*[0-9]{1,18}")
+_FARTHEST = 2**62
+"""Ticks; beyond it, times and their differences would not fit the 64 bits that FFmpeg has for them."""
 
 
 class PacketTimes:
@@ -64,22 +72,40 @@ def _extend(runs: list[list[int]], value: int) -> None:
 
 
 def parse_times(text: str) -> tuple[Fraction, Iterator[tuple[int, int]]]:
-    """Reads what `PacketTimes.to_text` wrote.
+    """Reads what `PacketTimes.to_text` wrote, or a stranger in its stead.
 
     Returns:
-        Seconds per tick, and (pts, duration) of each packet in ticks.
+        Seconds per tick, and (pts, duration) of each packet in ticks, within 62 bits.
+
+    Raises:
+        VideoError: it is no such table.
     """
-    time_base, first, steps, durations = text.split(" ")
+    try:
+        base, first, steps, durations = text.split(" ")
+        time_base, begin, lengths = ratio_of(base), _runs(f"{first}*1")[0][0], _runs(durations)
+        moves = [] if steps == "-" else _runs(steps)
+        reach = abs(begin) + sum(abs(step) * count for step, count in moves)
+        if max(reach, *(abs(length) for length, _ in lengths)) >= _FARTHEST:
+            raise ValueError("times out of range")
+    except ValueError as error:
+        raise VideoError("The sound stored with the latents has damaged times; decode with --no-audio.") from error
 
     def times() -> Iterator[tuple[int, int]]:
-        pts = int(first)
-        for step, duration in zip(chain(_expand(steps), [0]), _expand(durations), strict=False):
+        pts = begin
+        for step, duration in zip(chain(_expand(moves), [0]), _expand(lengths), strict=False):
             yield pts, duration
             pts += step
 
-    return Fraction(time_base), times()
+    return time_base, times()
 
 
-def _expand(runs: str) -> Iterator[int]:
-    pairs = (run.split("*") for run in runs.split(",") if run != "-")
-    return chain.from_iterable(repeat(int(value), int(count)) for value, count in pairs)
+def _runs(text: str) -> list[tuple[int, int]]:
+    """Values and how often each comes."""
+    runs = text.split(",", _MAX_RUNS)
+    if len(runs) > _MAX_RUNS or not all(map(_RUN.fullmatch, runs)):
+        raise ValueError("no table of runs")
+    return [(int(value), int(count)) for value, _, count in (run.partition("*") for run in runs)]
+
+
+def _expand(runs: list[tuple[int, int]]) -> Iterator[int]:
+    return chain.from_iterable(repeat(value, count) for value, count in runs)

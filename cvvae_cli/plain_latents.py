@@ -6,7 +6,6 @@ only to open a file of `torch.save`.
 
 import os
 import re
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,15 @@ from typing import Literal
 import numpy as np
 
 from cvvae_cli.errors import LatentFileError, UsageError
-from cvvae_cli.safetensors_header import NUMPY_TYPES, open_for_reading, parse_header, read_exactly, read_header, to_float
+from cvvae_cli.safetensors_header import (
+    NAME_LIMIT,
+    NUMPY_TYPES,
+    open_for_reading,
+    parse_header,
+    read_exactly,
+    read_header,
+    to_float,
+)
 
 COMFYUI_SCALE = 0.18215
 """What ComfyUI divides a `latent_tensor` by that comes without the tensor `latent_format_version_0`."""
@@ -69,7 +76,7 @@ def read_plain_latents(path: str | os.PathLike) -> PlainLatents:
     """
     shown = os.fspath(path)
     with _opened(shown) as (header, read):
-        with np.errstate(over="ignore"):  # a float64 beyond float32 is found below, as infinity
+        with np.errstate(over="ignore", invalid="ignore"):  # what is or becomes infinite or NaN is found below
             values = np.array(read(), np.float32, order="C") * np.float32(header.multiplied_by)
     if not np.isfinite(values).all():
         raise LatentFileError(f"{shown} holds values that are not finite; save the latents without NaN and infinity.")
@@ -181,7 +188,7 @@ def _choose_key(names: list[str], path: str) -> tuple[str, float]:
             return key, 1 / COMFYUI_SCALE if key == "latent_tensor" and _COMFYUI_MARK not in names else 1.0
     others = [name for name in names if name != _COMFYUI_MARK]
     if len(others) != 1:
-        listed = ", ".join(map(repr, others[:8])) + (", ..." if len(others) > 8 else "")
+        listed = ", ".join(repr(name[:NAME_LIMIT]) for name in others[:8]) + (", ..." if len(others) > 8 else "")
         raise LatentFileError(f"{path} holds {len(others)} tensors ({listed}); save the latents alone or as 'latents'.")
     return others[0], 1.0
 
@@ -218,10 +225,10 @@ def _npy(path: str) -> _Opened:
 def _torch(path: str) -> _Opened:
     import torch
 
+    from cvvae_cli.torch_files import are_stored, load_torch_file
+
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch remarks on pickles of other versions; the result is what counts
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_torch_file(path)
         named = {"": content} if isinstance(content, torch.Tensor) else content
         tensors = {str(k): v for k, v in named.items() if isinstance(v, torch.Tensor) and v.layout is torch.strided}
     except Exception as error:  # a damaged or hostile pickle fails in many ways
@@ -230,6 +237,8 @@ def _torch(path: str) -> _Opened:
         raise LatentFileError(f"{path} is no file of tensors alone ({reason}); save it with torch.save(latents, ...).") from error
     key, factor = _choose_key(list(tensors), path)
     latents = tensors[key]
+    if not are_stored([latents], path):
+        raise LatentFileError(f"{path} holds fewer values than its tensor has; save it with torch.save(latents.clone(), ...).")
     dtype = str(latents.dtype).removeprefix("torch.")
     _check_floating(dtype, latents.is_floating_point(), path)
     return PlainHeader(key, tuple(latents.shape), dtype, factor), lambda: latents.detach().float().numpy()

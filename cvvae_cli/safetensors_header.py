@@ -5,6 +5,8 @@ bytes of the tensors follow without a gap. A latent file's header begins with `f
 `header_xxh3`, the XXH3-64 checksum of the length and the header, padding included, in which its own 16
 digits count as zeros. `tensors_xxh3` holds the checksums of the small tensors.
 
+`requires`, where it is there, is a JSON list of features without which the file cannot be understood.
+
 This module does not know which tensors a file should hold. It does not import torch.
 """
 
@@ -23,10 +25,15 @@ from xxhash import xxh3_64
 from cvvae_cli.errors import LatentFileError, UsageError
 
 FORMAT_VERSION = 1
+FEATURES: frozenset[str] = frozenset()
+"""What a file may require of this version. A version that stores what older ones would misread adds a name here and in
+`requires`; what older ones may pass over is a metadata string or a tensor of a new name and needs no feature."""
 ALIGNMENT = 8
-HEADER_LIMIT = 16 * 1024 * 1024
-"""Bytes that a header may take."""
-OWN_METADATA = {"format", "format_version", "header_xxh3", "tensors_xxh3"}
+HEADER_LIMIT = 4 * 1024 * 1024
+"""Bytes that a header may take: Python's objects for JSON take many times the bytes of the text."""
+NAME_LIMIT = 80
+"""Characters that are shown of a name out of a file."""
+OWN_METADATA = {"format", "format_version", "header_xxh3", "tensors_xxh3", "requires"}
 """What the header of a latent file says about itself."""
 
 NUMPY_TYPES = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8", "BOOL": "?", "I8": "i1", "U8": "u1", "I16": "<i2",
@@ -135,29 +142,70 @@ def read_header(file: FileIO, file_bytes: int, path: str) -> bytearray:
     return read_exactly(file, 8, size, path)
 
 
+def load_header(header: bytearray, path: str) -> tuple[dict[str, str], dict[str, object]]:
+    """The metadata of a header from `read_header`, and what it says of each tensor, for `place_tensors`.
+
+    Raises:
+        LatentFileError: it is malformed.
+    """
+    try:
+        tensors = json.loads(header.decode("utf-8"))
+        metadata = tensors.pop("__metadata__", {})
+        if not all(type(value) is str for value in metadata.values()):
+            raise ValueError("metadata must be strings")
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise LatentFileError(f"{path} has a damaged header ({error}).") from error
+    return metadata, tensors
+
+
+def place_tensors(tensors: dict[str, object], begin: int, file_bytes: int, path: str) -> dict[str, Entry]:
+    """Where the tensors lie whose bytes begin at byte `begin`.
+
+    Raises:
+        LatentFileError: one is malformed, or they do not cover the rest of the file exactly.
+    """
+    try:
+        entries = {name: _parse_entry(value, begin) for name, value in tensors.items()}
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise LatentFileError(f"{path} has a damaged header ({error}).") from error
+    position = begin
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if entry.start != position:
+            found = f"tensor {name[:NAME_LIMIT]!r} does not begin where the one before it ends"
+            raise LatentFileError(f"{path} has a damaged header: {found}.")
+        position = entry.stop
+    if position != file_bytes:
+        state = "is cut off" if position > file_bytes else "goes on after its end"
+        raise LatentFileError(f"{path} {state}: its header tells of {position} bytes, and it has {file_bytes}.")
+    return entries
+
+
 def parse_header(header: bytearray, file_bytes: int, path: str) -> tuple[dict[str, str], dict[str, Entry]]:
     """The metadata and the tensors of a header from `read_header`.
 
     Raises:
         LatentFileError: it is malformed, or its tensors do not cover the rest of the file exactly.
     """
+    metadata, tensors = load_header(header, path)
+    return metadata, place_tensors(tensors, 8 + len(header), file_bytes, path)
+
+
+def check_requires(metadata: dict[str, str], path: str) -> None:
+    """Refuse a latent file that this version would misread.
+
+    Raises:
+        LatentFileError: it requires a feature that is not one of `FEATURES`, which is named.
+    """
     try:
-        content = json.loads(header.decode("utf-8"))
-        metadata = content.pop("__metadata__", {})
-        entries = {name: _parse_entry(value, 8 + len(header)) for name, value in content.items()}
-        if not all(type(value) is str for value in metadata.values()):
-            raise ValueError("metadata must be strings")
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise LatentFileError(f"{path} has a damaged header ({error}).") from error
-    position = 8 + len(header)
-    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
-        if entry.start != position:
-            raise LatentFileError(f"{path} has a damaged header: tensor {name!r} does not begin where the one before it ends.")
-        position = entry.stop
-    if position != file_bytes:
-        state = "is cut off" if position > file_bytes else "goes on after its end"
-        raise LatentFileError(f"{path} {state}: its header tells of {position} bytes, and it has {file_bytes}.")
-    return metadata, entries
+        required = json.loads(metadata.get("requires", "[]"))
+    except (ValueError, RecursionError):
+        required = None
+    if type(required) is not list or not all(type(feature) is str for feature in required):
+        raise LatentFileError(f"{path} has a damaged header: what it requires is no list of features; encode the video again.")
+    unknown = next((feature for feature in required if feature not in FEATURES), None)
+    if unknown is not None:
+        needed = unknown[:NAME_LIMIT]
+        raise LatentFileError(f"{path} requires {needed!r}, which this version of cvvae does not know; upgrade cvvae.")
 
 
 def bears_mark(data: bytes | bytearray) -> bool:

@@ -14,9 +14,13 @@ from av.sidedata.sidedata import Type as SideDataType
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from cvvae_cli.checked_values import number_of, ratio_of, text_of, whole_of
 from cvvae_cli.colour import UNSPECIFIED, Colour, Orientation, colour_of
+from cvvae_cli.exif import UPRIGHT, exif_orientation
 from cvvae_cli.media import MICROSECONDS, codec_name, open_input
 
+LONGEST_SIDE = 2**16
+"""Pixels of width or height that a description may state; no encoder at hand takes more."""
 _STANDARD_RATES = [Fraction(n, 1001) for n in (24000, 30000, 48000, 60000, 120000)] + [
     Fraction(n) for n in (10, 12, 15, 20, 24, 25, 30, 48, 50, 60, 90, 100, 120, 240)
 ]
@@ -70,26 +74,40 @@ class VideoInfo:
 
     @classmethod
     def from_dict(cls, values: dict) -> "VideoInfo":
-        """The inverse of `to_dict`; keys of later versions are ignored.
+        """The inverse of `to_dict`, of which nothing is believed; keys of later versions are ignored.
 
         Raises:
             KeyError, ValueError, TypeError: the dictionary was not made by `to_dict`.
         """
         known = {key: values[key] for key in cls.__dataclass_fields__}
         for key in ("frame_rate", "time_base", "sample_aspect_ratio"):
-            known[key] = Fraction(known[key])
+            known[key] = ratio_of(known[key])
+        for key in ("width", "height"):
+            known[key] = whole_of(known[key], 1, LONGEST_SIDE)
+        whole_of(known["rotation"], 0, 359)
+        whole_of(known["bit_depth"], 1, 64)
+        if known["num_frames"] is not None:
+            whole_of(known["num_frames"], 0, 2**63 - 1)
+        if known["duration_seconds"] is not None:
+            number_of(known["duration_seconds"])
+        for key in ("pix_fmt", "codec"):
+            text_of(known[key])
         for key in ("audio_codecs", "subtitle_codecs"):
-            known[key] = tuple(known[key])
-        return cls(**known | {"colour": Colour(**known["colour"])})
+            known[key] = tuple(text_of(codec) for codec in known[key])
+        codes = {key: whole_of(known["colour"][key], 0, 255) for key in Colour.__dataclass_fields__}
+        return cls(**known | {"colour": Colour(**codes)})
 
 
-def orientation_of(container: InputContainer, frame: VideoFrame) -> tuple[Orientation, int]:
+def orientation_of(container: InputContainer, frame: VideoFrame, path: Path) -> tuple[Orientation, int]:
     """How to turn frames upright, and the same as degrees anticlockwise."""
     rotation = frame.rotation % 360
     from_rotation = Orientation.from_rotation(rotation)
     # PyAV 18 frees the name of a PNG's colour profile twice when side data is looked at, and fails on EXIF:
-    # pictures and PNG frames are asked for their rotation only
-    if container.format.name == "image2" or container.format.name.endswith("_pipe") or "rgb" in frame.format.name:
+    # pictures are asked for their EXIF data by ourselves, PNG frames of videos for their rotation only
+    if container.format.name == "image2" or container.format.name.endswith("_pipe"):
+        number = exif_orientation(path)
+        return (from_rotation if number == UPRIGHT else Orientation.from_exif(number)), rotation
+    if "rgb" in frame.format.name:
         return from_rotation, rotation
     try:
         matrix = frame.side_data[SideDataType.DISPLAYMATRIX]

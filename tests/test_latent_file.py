@@ -300,6 +300,44 @@ def test_a_forged_header_is_not_believed(tmp_path: Path, sound: bytes, change: C
         LatentReader(path)
 
 
+def test_an_unknown_feature_is_refused_by_name_before_all_that_it_may_change(tmp_path: Path, sound: bytes) -> None:
+    path = tmp_path / "a.latent"
+
+    def require(text: str, **more: object) -> None:
+        path.write_bytes(forge(sound, lambda header: [header["__metadata__"].update(requires=text), header.update(more)]))
+
+    require("[]")
+    read_everything(path)
+    with LatentReader(path) as reader:
+        assert reader.metadata == METADATA
+    require('["sparse-chunks", "other"]', latents={"dtype": "F4", "planes": 3})
+    with pytest.raises(LatentFileError, match="requires 'sparse-chunks', which this version .* does not know; upgrade cvvae"):
+        LatentReader(path)
+    require(json.dumps(["x" * 100_000]))
+    with pytest.raises(LatentFileError, match="requires 'x{80}', which"):
+        LatentReader(path)
+    for malformed in ("", "{}", '"x"', "[1]", "[[]]", "null", "[" * 100_000):
+        require(malformed)
+        with pytest.raises(LatentFileError, match="what it requires is no list"):
+            LatentReader(path)
+
+
+def test_what_a_later_version_may_add_is_kept_and_checked(tmp_path: Path) -> None:
+    path = tmp_path / "a.latent"
+    with LatentWriter(path, 4, 3, 5) as writer:
+        writer.append(latents(3))
+        later = {"chapters": '["one"]', "words": "no JSON"}
+        writer.close(METADATA | later, small_tensors() | {"depth": np.arange(7, dtype=np.uint16)})
+    with LatentReader(path) as reader:
+        assert reader.metadata == METADATA | later and reader.verify() == []
+        assert reader.tensor("depth").tolist() == list(range(7))
+    data = bytearray(path.read_bytes())
+    data[data.rindex(bytes([0, 0, 1, 0, 2, 0, 3, 0]))] ^= 1
+    path.write_bytes(data)
+    with LatentReader(path) as reader:
+        assert reader.read(0, 3).shape == (3, 4, 3, 5) and reader.damaged_tensors() == ["depth"] and reader.damaged_chunks() == []
+
+
 @pytest.mark.parametrize("ends", [[5, 5], [0, 5], [-1, 5], [1, 6], [1, 4], [2**62, 5]])
 def test_a_forged_table_of_chunks_is_not_believed(tmp_path: Path, sound: bytes, ends: list[int]) -> None:
     start, stop = header_of(sound)["chunk_end"]["data_offsets"]

@@ -5,6 +5,7 @@ import os
 import re
 import struct
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -176,6 +177,27 @@ def test_plain_torch_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     Path("a.pt").write_bytes(Path("a.pt").read_bytes()[:-200])
     with pytest.raises(LatentFileError, match="a.pt is no file of tensors"):
         read_plain_latents("a.pt")
+
+
+def test_torch_files_that_take_more_memory_than_they_are_large(tmp_path: Path) -> None:
+    torch.save(torch.zeros(1).expand(10**6, 10**6), tmp_path / "strides.pt")
+    with peak_below(8 * 2**20), pytest.raises(LatentFileError, match="fewer values than its tensor has"):
+        read_plain_latents(tmp_path / "strides.pt")
+    torch.save(torch.zeros(3, 4, 2, 2, device="meta"), tmp_path / "meta.pt")
+    with pytest.raises(LatentFileError, match="fewer values"):
+        read_plain_latents(tmp_path / "meta.pt")
+    torch.save(torch.zeros(3, 4, 2, 2).to_sparse(), tmp_path / "sparse.pt")
+    with pytest.raises(LatentFileError, match="0 tensors"):
+        read_plain_latents(tmp_path / "sparse.pt")
+    (tmp_path / "length.pt").write_bytes(b"\x80\x02X\xff\xff\xff\x7fabc")  # a pickled text that says it has 2 GiB
+    with peak_below(8 * 2**20), pytest.raises(LatentFileError, match="no file of tensors alone"):
+        read_plain_latents(tmp_path / "length.pt")
+    torch.save(torch.zeros(3, 4, 200, 200), tmp_path / "plain.pt")
+    with zipfile.ZipFile(tmp_path / "plain.pt") as source, zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as bomb:
+        for entry in source.infolist():
+            bomb.writestr(entry.filename, source.read(entry))
+    with pytest.raises(LatentFileError, match="bomb.pt is no file of tensors alone"):
+        read_plain_latents(tmp_path / "bomb.pt")
 
 
 def test_what_is_no_tensor_at_all(tmp_path: Path) -> None:

@@ -45,13 +45,31 @@ STREAM = "[[streams]]\nkind='video'\nsources=['c']\nbatch=2\ncrop=32\nframes=5\n
         (RUN + OPTIM + "[adversarial]\nweight=1.0\nlayers=6\n" + STREAM, "crops of 64 px"),
         (RUN + "export_rank=8\n" + OPTIM + "[model]\nfamily='cv-vae'\n" + STREAM, "run.export_rank narrows a compact video model"),
         (RUN + OPTIM + "[start]\nkind='linear'\n[model]\nfamily='compact'\nsynthesis_rank=8\n" + STREAM, "synthesis_rank to 0"),
+        (RUN + OPTIM + "[adversarial]\nweight=1.0\nlayers=1000000000000\n" + STREAM, "layers 1000000000000 must be 10 or less"),
+        (RUN + OPTIM + STREAM.replace("batch=2", "batch=99999999"), "streams.batch 99999999 must be 65536 or less"),
+        (RUN + "seed=99999999999999999999\n" + OPTIM + STREAM, "run.seed = a huge number is not of the type"),
+        (RUN + "[optim]\nsteps=1\nclip=1" + "0" * 400 + "\n" + STREAM, "optim.clip = a huge number is not"),
+        (RUN + "[optim]\nsteps=1\nclip=1" + "0" * 5000 + "\n" + STREAM, "not valid TOML"),
+        (RUN + "[optim]\nsteps=1\neps=nan\n" + STREAM, "optim.eps nan"),
+        (RUN + OPTIM + "[model]\nfamily='compact'\nencoder_blocks=[1,1,1000000000]\n" + STREAM, "encoder_blocks is wrong"),
+        (RUN + OPTIM + STREAM + "x=" + "[" * 5000 + "]" * 5000, "not valid TOML"),
+        (RUN + OPTIM + "[loss]\nreconstruction" + ".a" * 3 + "=1\n" + STREAM, "loss.reconstruction = a dict must be one of"),
+        (RUN + OPTIM + "[loss]\nreconstruction" + ".a" * 30_000 + "=1\n" + STREAM, "a key has more parts"),
+        (RUN + OPTIM + "[loss]\nx = {" + ' "a b" . ' * 5000 + "c = 1}\n" + STREAM, "a key has more parts"),
+        (RUN + OPTIM + STREAM + "#" * 70_000, "more than 65536 bytes"),
+        ("[run]\nname='../../etc'\n" + OPTIM + STREAM, "run.name '../../etc' must be a plain name"),
+        (RUN + OPTIM + STREAM.replace("video", "v" * 5000), "streams.kind = 'v{40}' is not of the type str, or too large"),
+        ("[run]\nname='..'\n" + OPTIM + STREAM, "plain name"),
+        ("[run]\nname='/tmp/x'\n" + OPTIM + STREAM, "plain name"),
+        ("[run]\nname=''\n" + OPTIM + STREAM, "plain name"),
     ],
 )
 def test_wrong_recipes_are_refused_with_the_key(tmp_path: Path, text: str, word: str) -> None:
     path = tmp_path / "r.toml"
     path.write_text(text)
-    with pytest.raises(UsageError, match=word):
+    with pytest.raises(UsageError, match=word) as caught:
         load_recipe(path)
+    assert len(str(caught.value)) < 600
 
 
 def test_a_recipe_survives_its_dictionary() -> None:

@@ -2,12 +2,12 @@
 
 import json
 from dataclasses import asdict
-from fractions import Fraction
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from cvvae_cli.checked_values import ratio_of
 from cvvae_cli.commands import options as o
 from cvvae_cli.commands.check import quality_rows
 from cvvae_cli.console import Reporter, counted, size_text
@@ -17,6 +17,8 @@ from cvvae_cli.geometry import frame_count
 
 EPILOG = o.examples("cvvae info out.latent", "cvvae info in.mp4 --json", "cvvae info generated.safetensors")
 
+DESCRIBED = ("model", "video", "encoding", "quality")
+"""Strings of a latent file's header that are shown; others belong to later versions."""
 _PATH_HELP = "A latent file, a tensor of latents (.safetensors, .npy or .pt), or a video."
 
 
@@ -41,7 +43,7 @@ def _of_latents(path: Path) -> tuple[dict, list[tuple[str, str]]]:
 
     with LatentReader(path) as reader:
         try:
-            described = {key: json.loads(text) for key, text in reader.metadata.items()}
+            described = {key: json.loads(reader.metadata[key]) for key in DESCRIBED if key in reader.metadata}
             video = described["video"]
             pixels = video["width"] * video["height"] * video["num_frames"]
             values = {
@@ -50,7 +52,7 @@ def _of_latents(path: Path) -> tuple[dict, list[tuple[str, str]]]:
                 "bits_per_pixel": 8 * reader.payload_bytes / pixels, "sound": "sidecar" in reader.tensor_names, **described,
             }  # fmt: skip
             return values, _rows_of_latents(values)
-        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
             raise LatentFileError(f"{path} lacks its description ({error}); encode the video again.") from error
 
 
@@ -59,7 +61,7 @@ def _rows_of_latents(values: dict) -> list[tuple[str, str]]:
 
     model, video, encoding = values["model"], values["video"], values["encoding"]
     source = video["source"]
-    rate = float(Fraction(source["frame_rate"]))
+    rate = float(ratio_of(source["frame_rate"]))
     part = "" if video["to_end"] and not video["start"] else f", a part from {video['start']:g} s on"
     carried = ", ".join(source["audio_codecs"] + source["subtitle_codecs"])
     size = f"{size_text(values['latent_bytes'])}, {values['bits_per_pixel']:.3f} bits per pixel"

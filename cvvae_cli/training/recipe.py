@@ -5,13 +5,15 @@ one `[[streams]]` per kind of window. Only `[run]`, `[optim]` and one stream are
 """
 
 import math
+import re
 import tomllib
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from operator import attrgetter
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
-from cvvae_cli.config import CompactConfig, ModelConfig, config_from_dict, config_to_dict
+from cvvae_cli.checked_values import quoted
+from cvvae_cli.config import LONGEST_CHUNK, WIDEST, CompactConfig, ModelConfig, config_from_dict, config_to_dict
 from cvvae_cli.errors import ModelError, UsageError
 from cvvae_cli.training.streams import StreamConfig
 
@@ -203,11 +205,26 @@ _LEAST = {
         "run.seed", "run.pictures_every", "run.export_rank", "run.workers", "start.linear_windows", "start.picture_strength",
         "optim.learning_rate", "optim.linear_rate", "optim.warmup", "optim.clip", "optim.weight_decay", "optim.final_rate",
         "loss.floor", "loss.kl_weight", "loss.temporal_weight", "loss.perceptual_weight", "regularisation.decoder_weight",
-        "regularisation.encoder_weight", "adversarial.weight", "adversarial.start_step",
+        "regularisation.encoder_weight", "adversarial.weight", "adversarial.start_step", "adversarial.learning_rate",
+        "start.linear_noise", "optim.eps",
     ),
-    1: ("run.checkpoint_every", "run.log_every", "optim.steps", "optim.accumulate", "adversarial.layers"),
+    1: (
+        "run.checkpoint_every", "run.log_every", "optim.steps", "optim.accumulate", "adversarial.layers", "adversarial.channels",
+    ),
 }  # fmt: skip
-"""Least values of the numbers that have one and no largest."""
+"""Least values of the numbers that have one."""
+_MOST = {"run.workers": 1024, "run.export_rank": WIDEST, "optim.accumulate": 2**16, "adversarial.layers": 10,
+         "adversarial.channels": WIDEST, "start.linear_windows": 10**7}  # fmt: skip
+"""Largest values of the numbers that would fill a machine before anybody sees what is wrong."""
+_MOST_OF_STREAM = {"batch": 2**16, "crop": 2**14, "frames": LONGEST_CHUNK, "max_stride": 10_000, "frames_per_clip": 10**7}
+RECIPE_LIMIT = 64 * 1024
+"""Bytes of a recipe."""
+_DEEP_KEY = re.compile(r"""(?<![\w-])(?:(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){9}""")
+"""A key of ten parts or more, where a recipe's have two: the parser's time grows much faster than their number."""
+LONGEST_TEXT = 500
+"""Characters of a text out of a recipe, which may be a path."""
+SHOWN = 80
+"""Characters that are shown of a key out of a recipe."""
 
 
 def _check_ranges(recipe: "Recipe") -> None:
@@ -217,6 +234,14 @@ def _check_ranges(recipe: "Recipe") -> None:
             value = attrgetter(name)(recipe)
             if not least <= value < math.inf:
                 raise UsageError(f"Recipe {name} {value} must be {least} or more; correct it.")
+    largest = [(name, attrgetter(name)(recipe), most) for name, most in _MOST.items()]
+    largest += [(f"streams.{key}", getattr(s, key), most) for s in recipe.streams for key, most in _MOST_OF_STREAM.items()]
+    for name, value, most in largest:
+        if value > most:
+            raise UsageError(f"Recipe {name} {value} must be {most} or less; correct it.")
+    name = recipe.run.name
+    if Path(name).name != name or name in ("", "..") or not name.isprintable() or len(name) > SHOWN:
+        raise UsageError(f"Recipe run.name {name[:SHOWN]!r} must be a plain name, that of the run's folder; change it.")
     betas = recipe.optim.betas
     for name, value in [("ema", recipe.optim.ema), *((f"betas[{i}]", beta) for i, beta in enumerate(betas))]:
         if not 0 <= value < 1:
@@ -243,7 +268,7 @@ def _read_table(kind: type, table: object, name: str):
     known = {f.name: f for f in fields(kind)}
     extra = sorted(set(table) - set(known))
     if extra:
-        raise UsageError(f"Recipe key {name}.{extra[0]} is unknown; {name} takes {', '.join(sorted(known))}.")
+        raise UsageError(f"Recipe key {name}.{extra[0][:SHOWN]} is unknown; {name} takes {', '.join(sorted(known))}.")
     for key, value in table.items():
         _check_value(f"{name}.{key}", value, known[key].type)
     lacking = [f.name for f in known.values() if f.default is MISSING and f.default_factory is MISSING and f.name not in table]
@@ -255,15 +280,18 @@ def _read_table(kind: type, table: object, name: str):
 def _check_value(name: str, value: object, kind: object) -> None:
     if get_origin(kind) is Literal:
         if value not in get_args(kind):
-            raise UsageError(f"Recipe {name} = {value!r} must be one of {', '.join(map(repr, get_args(kind)))}.")
+            raise UsageError(f"Recipe {name} = {quoted(value)} must be one of {', '.join(map(repr, get_args(kind)))}.")
         return
     if get_origin(kind) is tuple:
         item = (int, float) if get_args(kind)[0] is float else get_args(kind)[0]
         fits = isinstance(value, list) and all(isinstance(v, item) for v in value)
     else:
         fits = isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
-    if not fits:
-        raise UsageError(f"Recipe {name} = {value!r} is not of the type {getattr(kind, '__name__', kind)}; correct it.")
+    items = value if isinstance(value, list) else [value]
+    huge = any(isinstance(item, int) and abs(item) >= 2**63 for item in items)
+    if not fits or huge or any(isinstance(item, str) and len(item) > LONGEST_TEXT for item in items):
+        wanted = getattr(kind, "__name__", kind)
+        raise UsageError(f"Recipe {name} = {quoted(value)} is not of the type {wanted}, or too large; correct it.")
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -273,11 +301,19 @@ def load_recipe(path: str | Path) -> Recipe:
         UsageError: the file is missing, is not TOML, or has unknown, missing or contradictory values.
     """
     try:
-        data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        with open(path, "rb") as file:
+            raw = file.read(RECIPE_LIMIT + 1)
     except OSError as error:
         advice = "name a .toml file, for example recipes/default.toml"
         raise UsageError(f"Recipe {path} cannot be read: {error.strerror or error}; {advice}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    if len(raw) > RECIPE_LIMIT:
+        raise UsageError(f"Recipe {path} has more than {RECIPE_LIMIT} bytes, which no recipe needs; name a .toml file.")
+    try:
+        text = raw.decode("utf-8")
+        if _DEEP_KEY.search(text):
+            raise ValueError("a key has more parts than a recipe's")
+        data = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # all that the parser makes of wrong text
         raise UsageError(f"Recipe {path} is not valid TOML: {error}.") from error
     return recipe_from_dict(data)
 
@@ -290,14 +326,15 @@ def recipe_from_dict(data: dict) -> Recipe:
     """
     extra = sorted(set(data) - {*TABLES, "streams", "model"})
     if extra:
-        raise UsageError(f"Recipe section {extra[0]} is unknown; a recipe has {', '.join([*TABLES, 'model', 'streams'])}.")
+        known = ", ".join([*TABLES, "model", "streams"])
+        raise UsageError(f"Recipe section {extra[0][:SHOWN]} is unknown; a recipe has {known}.")
     present = [name for name in TABLES if name in data or name in ("run", "optim")]
     parts = {name: _read_table(TABLES[name], data.get(name, {}), name) for name in present}
     try:
         if not isinstance(data.get("model", {}), dict):
             raise ModelError("it must be a table of keys and values.")
         model = config_from_dict(data.get("model", {"family": "compact"}))
-    except (ModelError, TypeError) as error:
+    except ModelError as error:
         raise UsageError(f"Recipe section model: {error}") from error
     streams = data.get("streams", [])
     if not isinstance(streams, list):
