@@ -33,7 +33,7 @@ from cvvae_cli.training.streams import StreamConfig
 from cvvae_cli.training.windows import WindowStream
 from cvvae_cli.video_io import VideoReader, probe
 
-SHORT_SIDE, FRAMES, WINDOWS, COEFFICIENTS = 256, 33, 1200, 16
+SHORT_SIDE, FRAMES, WINDOWS = 256, 33, 1200
 BLACK_START = "sintel"  # its first frames are black, where PSNR says nothing
 
 
@@ -101,10 +101,10 @@ def x264_at_bytes(source: Tensor, budget: int) -> float:
     return best
 
 
-def fit_linear(folder: str) -> LinearCode:
+def fit_linear(folder: str, coefficients: int) -> LinearCode:
     """The linear code of the training clips."""
     stream = WindowStream(StreamConfig("video", (folder,), 1, 96, 17, short_sides=(256, 400), cache=".cache/windows"), 5, print)
-    return fit_klt((torch.stack([stream.window(j) for j in range(i, i + 20)]) for i in range(0, WINDOWS, 20)), COEFFICIENTS)
+    return fit_klt((torch.stack([stream.window(j) for j in range(i, i + 20)]) for i in range(0, WINDOWS, 20)), coefficients)
 
 
 def means(rows: list[dict], models: list[str]) -> dict:
@@ -124,9 +124,10 @@ def main() -> None:
     parser.add_argument("--train", required=True)
     parser.add_argument("--dev", required=True)
     parser.add_argument("--model", action="append", required=True)
+    parser.add_argument("--channels", type=int, default=16, help="z of the models, and coefficients of the linear code")
     parser.add_argument("--out", required=True)
     arguments = parser.parse_args()
-    code, tables = fit_linear(arguments.train), {"256": [], "native": []}
+    code, tables = fit_linear(arguments.train, arguments.channels), {"256": [], "native": []}
     for path in sorted(Path(arguments.dev).iterdir()):
         try:
             found = sizes(path)
@@ -141,7 +142,7 @@ def main() -> None:
                 row[model] = {key: figures[key] for key in ("psnr_db", "psnr_worst_db", "ssim", "flicker", "encode_fps", "decode_fps")}
             if name == "256":
                 cells = latent_frame_count(source.shape[2]) * cell_count(size[0]) * cell_count(size[1])
-                row["x264_same_bytes_db"] = x264_at_bytes(source, cells * COEFFICIENTS * 2)
+                row["x264_same_bytes_db"] = x264_at_bytes(source, cells * arguments.channels * 2)
             tables[name].append(row)
             print(json.dumps(row), flush=True)
     result = {name: {"clips": rows, "mean": means(rows, arguments.model)} for name, rows in tables.items()}

@@ -60,6 +60,7 @@ KNOWN_MODELS: Mapping[str, KnownModel] = MappingProxyType(
         for known in (
             KnownModel("default", None, "small model inside the package, z = 16, needs no download"),
             KnownModel("default-image", None, "the picture autoencoder whose latents it keeps, inside the package"),
+            KnownModel("default-z4", None, "the default's sibling, z = 4, inside the package"),
             KnownModel("cv-vae-sd21", HubFolder(_OFFICIAL, "vae3d"), "official, z = 4, latents of Stable Diffusion 2.1"),
             KnownModel("cv-vae-sd21-v1.1", HubFolder(_OFFICIAL, "vae3d_v1-1"), "official, z = 4, second release"),
             KnownModel("cv-vae-sd3", HubFolder(_OFFICIAL, "vae3d_sd3"), "official, z = 16, latents of Stable Diffusion 3"),
@@ -89,7 +90,7 @@ def hub_folder(model: str) -> HubFolder | None:
     """The hub folder that a known name or an `owner/repository[/subfolder]` stands for; None for anything else."""
     if model in KNOWN_MODELS:
         return KNOWN_MODELS[model].hub
-    match = HUB_ID.fullmatch(model)
+    match = HUB_ID.fullmatch(model) if not {".", ".."} & set(model.split("/")) else None
     return HubFolder(match["repo"], match["subfolder"] or "") if match else None
 
 

@@ -316,6 +316,7 @@ def test_the_table_names_published_subfolders() -> None:
     assert {n: k.hub and f"{k.hub.repo}/{k.hub.subfolder}" for n, k in KNOWN_MODELS.items()} == {
         "default": None,
         "default-image": None,
+        "default-z4": None,
         "cv-vae-sd21": "AILab-CVC/CV-VAE/vae3d",
         "cv-vae-sd21-v1.1": "AILab-CVC/CV-VAE/vae3d_v1-1",
         "cv-vae-sd3": "AILab-CVC/CV-VAE/vae3d_sd3",

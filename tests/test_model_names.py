@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cvvae_cli.model_names import KNOWN_MODELS, shown_name
+from cvvae_cli.model_names import KNOWN_MODELS, HubFolder, hub_folder, shown_name
 
 
 def test_names_and_hub_ids_are_shown_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,3 +22,9 @@ def test_of_a_local_path_only_the_last_part_is_shown(tmp_path: Path, monkeypatch
         assert shown_name(str(name)) == "model.safetensors"
     for name in (folder, f"{folder}/", "../vae", "."):
         assert shown_name(str(name)) == "vae"
+
+
+def test_a_hub_id_leads_to_no_other_folder() -> None:
+    assert hub_folder("owner/name/sub.folder/x") == HubFolder("owner/name", "sub.folder/x")
+    for name in ("../x", "a/..", "a/b/../..", "a/b/./c", "./a", "/a/b", "a/b/c//..", "a", "a\nb/c"):
+        assert hub_folder(name) is None
