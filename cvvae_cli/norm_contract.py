@@ -15,12 +15,13 @@ from torch import Tensor
 
 from cvvae_cli.autoencoder import Autoencoder, Decoder, Encoder
 from cvvae_cli.config import CompactConfig, CVVAEConfig, Tiling
-from cvvae_cli.errors import DeviceError
+from cvvae_cli.errors import DeviceError, UsageError
+from cvvae_cli.geometry import SPATIAL_COMPRESSION_RATIO as CELL
 from cvvae_cli.geometry import Window, frame_count, tile_windows
 from cvvae_cli.host_memory import available_bytes, return_freed_memory
 from cvvae_cli.lockstep import Field, Lockstep, Place
 from cvvae_cli.lockstep_memory import ChunkShape, parked_bytes, strip_bytes, working_bytes
-from cvvae_cli.tiling import ENCODE, Direction, Network, blended_bands, core_windows, run_tiles
+from cvvae_cli.tiling import DECODE, ENCODE, Direction, Network, blended_bands, core_windows, run_tiles
 
 Prepare = Callable[[Tensor], Tensor]
 """A window of a chunk to floating numbers on the network's device."""
@@ -45,12 +46,14 @@ def run_chunk(
         (first row, (B, C', n', rows, W') floating) from top to bottom, every row once.
 
     Raises:
-        UsageError: (a ValueError) a compact model sees farther than the tile reaches.
+        UsageError: (a ValueError) a compact model's encoder or decoder sees farther than the tile reaches.
         DeviceError: activations that have to wait do not fit the machine's memory.
     """
-    if tiling.norm == "tile" or isinstance(model.config, CompactConfig):
-        reach = cells_seen(model.config, direction) if tiling.norm == "exact" else None
-        yield from run_tiles(network, x, tiling, direction, reach)
+    if tiling.norm == "exact" and isinstance(model.config, CompactConfig):
+        _require_reach(model.config, tiling, max(x.shape[3:]) // direction.read_cell)
+        yield from run_tiles(network, x, tiling, direction, cells_seen(model.config, direction))
+    elif tiling.norm == "tile" or isinstance(model.config, CompactConfig):
+        yield from run_tiles(network, x, tiling, direction)
     else:
         yield from _in_lockstep(model, model.config, prepare, x, tiling, direction)
 
@@ -117,6 +120,20 @@ def _fits(size: int) -> bool:
         return_freed_memory()
         free = available_bytes()
     return free is None or free >= size
+
+
+def _require_reach(config: CompactConfig, tiling: Tiling, cells: int) -> None:
+    """Refuse a tile that does not hold all that one output depends on.
+
+    Both directions count, because a file is decoded with the tiles that it was encoded with.
+
+    Args:
+        cells: of the frame's longer side; a tile that holds it all is never too small.
+    """
+    seen = 2 * max(cells_seen(config, direction) for direction in (ENCODE, DECODE))
+    if tiling.tile_cells <= seen and tiling.tile_cells < cells:
+        least = CELL * (seen + 1)
+        raise UsageError(f"Tile {tiling.tile} px is too small for an exact result of this model; pass --tile {least}.")
 
 
 def cells_seen(config: CompactConfig, direction: Direction) -> int:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from cvvae_cli.config import SMALLEST_TILE, Tiling
-from cvvae_cli.errors import UsageError
 from cvvae_cli.geometry import SPATIAL_COMPRESSION_RATIO as CELL
 from cvvae_cli.geometry import TEMPORAL_COMPRESSION_RATIO as STEP
 from cvvae_cli.geometry import Window, blend_weights, chunk_stride, latent_frame_count, official_windows, tile_windows
@@ -65,12 +64,14 @@ class Band:
         row: position of the first row (pixels or cells).
         height: rows of a whole frame.
         pieces: (B, C, n, rows, W) floating, consecutive in time.
+        dropped: (B, C, 1, rows, W) floating: what a chunk gave first and is none of the frames; None of the video's first chunk.
     """
 
     frame: int
     row: int
     height: int
     pieces: tuple[Tensor, ...]
+    dropped: Tensor | None = None
 
 
 def smaller_tiling(tiling: Tiling) -> Tiling | None:
@@ -114,6 +115,12 @@ def cut_windows(pieces: Iterable[Tensor], tiling: Tiling, direction: Direction, 
         yield first, torch.cat(held, dim=2)
 
 
+def chunk_count(latent_frames: int, tiling: Tiling) -> int:
+    """How many chunks `cut_windows` makes of a video of so many latent frames, 1 or more."""
+    unseen = latent_frames - latent_frame_count(tiling.chunk)
+    return 1 + max(0, -(-unseen // chunk_stride(tiling.chunk, tiling.chunk_overlap)))
+
+
 def no_retreat(error: RuntimeError, tiling: Tiling) -> Tiling:
     """Let an error pass."""
     raise error
@@ -150,12 +157,12 @@ def run_chunks(
         while done < height:
             try:
                 for row, values in (run_chunk or run_tiles)(network, x, tiling, direction):
-                    fresh = values[:, :, drop:, max(done - row, 0) :]
+                    fresh = values[:, :, :, max(done - row, 0) :]
                     if fresh.shape[3]:
-                        pieces = crossfade.finished(fresh, done, height)
+                        pieces = crossfade.finished(fresh[:, :, drop:], done, height)
                         row, done = done, done + fresh.shape[3]
                         end = begin + sum(piece.shape[2] for piece in pieces)
-                        yield Band(begin, row, height, pieces)
+                        yield Band(begin, row, height, pieces, fresh[:, :, :1] if drop else None)
             except RuntimeError as error:
                 tiling = retreat(error, tiling)
         crossfade.next_chunk()
@@ -217,13 +224,11 @@ def run_tiles(
     Args:
         x: (B, C, n, H, W) with H and W in whole cells.
         reach: cells to each side that an output depends on. Where given, tiles overlap so far that each output is taken from
-            a tile that has all of them: the result is that of the whole frame at once.
+            a tile that has all of them: the result is that of the whole frame at once. A tile has more than twice as many
+            cells, or holds the frame.
 
     Yields:
         (first row, (B, C', n', rows, W') floating) from top to bottom, every row once.
-
-    Raises:
-        UsageError: (a ValueError) a tile does not hold what one output depends on, and the frame does not fit a tile.
     """
     height, width = x.shape[3] // direction.read_cell, x.shape[4] // direction.read_cell
 
@@ -242,9 +247,6 @@ def run_tiles(
         yield from _official_bands(windows, rows, cols, stride * scale, extent * scale)
     else:
         overlap = tiling.overlap_cells if reach is None else max(tiling.overlap_cells, 2 * reach)
-        if tiling.tile_cells <= overlap and tiling.tile_cells < max(height, width):
-            least = CELL * (overlap + 1)
-            raise UsageError(f"Tile {tiling.tile} px is too small for an exact result of this model; pass --tile {least}.")
         rows = tile_windows(height, tiling.tile_cells, overlap)
         cols = tile_windows(width, tiling.tile_cells, overlap)
         yield from blended_bands(windows, rows, cols, direction.write_cell, blend_weights if reach is None else core_weights)

@@ -1,6 +1,7 @@
 """Whole videos under the norm contracts: `exact` against untiled networks and official tensors, in float32 and bf16."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -106,6 +107,23 @@ def test_exact_of_a_compact_model_is_the_untiled_result() -> None:
     with pytest.raises(UsageError, match="Tile 64 px .* pass --tile 120"):
         encode_tensor(model, x, Tiling(64, 16, norm="exact"))
     assert encode_tensor(model, x[..., :64, :64], Tiling(64, 16, norm="exact")).shape[3:] == (8, 8)
+
+
+@pytest.mark.parametrize(("encoder_blocks", "decoder_blocks"), [((1, 1, 1), (1, 1, 2)), ((1, 2, 1), (1, 1, 1))])
+def test_a_tile_that_is_refused_and_its_advice_are_the_same_both_ways(
+    encoder_blocks: tuple[int, int, int], decoder_blocks: tuple[int, int, int]
+) -> None:
+    """One side sees 7 cells and the other 9, so 19 cells are the least."""
+    config = replace(COMPACT, encoder_blocks=encoder_blocks, decoder_blocks=decoder_blocks)
+    model = random_model(config, encoder=0.04).requires_grad_(False)
+    x, z = golden_video(6, 1, 64, 8 * 21), torch.randn(1, 4, 1, 8, 21)
+    for tile in (64, 144):
+        for run, values in ((encode_tensor, x), (decode_tensor, z)):
+            with pytest.raises(UsageError, match=f"Tile {tile} px is too small .* pass --tile 152"):
+                run(model, values, Tiling(tile, 16, norm="exact"))
+    exact, untiled = Tiling(152, 16, norm="exact"), Tiling(256)
+    assert relative_error(encode_tensor(model, x, exact), encode_tensor(model, x, untiled)) < 1e-5
+    assert relative_error(decode_tensor(model, z, exact), decode_tensor(model, z, untiled)) < 1e-5
 
 
 def test_what_does_not_fit_the_machine_is_refused_before_anything_is_computed(model: Autoencoder) -> None:
