@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cvvae_cli.anchors import KeepAnchor, ReadAnchor, kept_anchors, with_anchors
 from cvvae_cli.autoencoder import Autoencoder
 from cvvae_cli.config import Tiling
 from cvvae_cli.errors import DeviceError, UsageError
 from cvvae_cli.geometry import SPATIAL_COMPRESSION_RATIO as CELL
+from cvvae_cli.geometry import TEMPORAL_COMPRESSION_RATIO as STEP
 from cvvae_cli.geometry import chunk_stride, latent_frame_count
 from cvvae_cli.norm_contract import Prepare, run_chunk
 from cvvae_cli.peak_memory import is_out_of_memory
@@ -35,6 +37,9 @@ from cvvae_cli.tiling import (
 
 Progress = Callable[[int, int | None], None]
 """Called with the frames done and the frames expected (None where nobody knows)."""
+
+# Tells the noise of an anchor from that of the latent frame in its place.
+_OF_ANCHOR = 1
 
 
 def no_progress(done: int, total: int | None) -> None:
@@ -125,21 +130,31 @@ def decode_tensor(model: Autoencoder, z: Tensor, tiling: Tiling | None = None) -
             f"A latent must have the shape (B, {model.latent_channels}, t, h, w), got {tuple(z.shape)}; add or move axes."
         )
     with torch.inference_mode():
-        bands = _decoded_bands(model, [z], Plan(tiling or Tiling()), 0, StageClock())
+        bands = _decoded_bands(model, [z], Plan(tiling or Tiling()), 0, StageClock(), None)
         return torch.cat(list(_whole_frames(bands, Tensor.float, torch.float32)), dim=2)
 
 
-def encode_frames(model: Autoencoder, frames: Iterable[Tensor], plan: Plan, clock: StageClock | None = None) -> Iterator[Tensor]:
+def encode_frames(
+    model: Autoencoder,
+    frames: Iterable[Tensor],
+    plan: Plan,
+    first: int = 0,
+    clock: StageClock | None = None,
+    keep_anchor: KeepAnchor | None = None,
+) -> Iterator[Tensor]:
     """Encode a stream.
 
     Args:
         model: the autoencoder.
         frames: consecutive (B, 3, n, H, W), uint8 or floating in [-1, 1], H and W multiples of 8.
         plan: how to cut.
+        first: position of the first latent frame that the stream stands for, the start of a chunk.
         clock: counts the stages "to device", "encode" and "blend".
+        keep_anchor: called for every chunk but the first, before the last of its moments are yielded; None drops anchors.
 
     Yields:
-        Moments (B, 2z, n', h, w), float32, in order; together those of `encode_tensor`.
+        Moments (B, 2z, n', h, w), float32, in order; together those of `encode_tensor`. A stream that starts after 0 begins
+        with latent frame `first` + 1.
     """
     clock = clock or StageClock()
 
@@ -152,13 +167,20 @@ def encode_frames(model: Autoencoder, frames: Iterable[Tensor], plan: Plan, cloc
         with clock.stage("encode"):
             return model.encode(x)
 
-    windows, run = cut_windows(frames, plan.tiling, ENCODE), _chunk_runner(model, prepare, clock, "encode")
+    windows, run = cut_windows(frames, plan.tiling, ENCODE, first * STEP), _chunk_runner(model, prepare, clock, "encode")
     bands = run_chunks(network, windows, plan.tiling, ENCODE, plan.retreat, run)
+    if keep_anchor is not None:
+        bands = kept_anchors(bands, keep_anchor)
     yield from clock.timed("blend", _whole_frames(bands, Tensor.float, torch.float32))
 
 
 def decode_frames(
-    model: Autoencoder, latents: Iterable[Tensor], plan: Plan, first: int = 0, clock: StageClock | None = None
+    model: Autoencoder,
+    latents: Iterable[Tensor],
+    plan: Plan,
+    first: int = 0,
+    clock: StageClock | None = None,
+    read_anchor: ReadAnchor | None = None,
 ) -> Iterator[Tensor]:
     """Decode a stream to 8-bit frames.
 
@@ -168,20 +190,23 @@ def decode_frames(
         plan: how to cut.
         first: position of the stream's first latent frame, the start of a chunk.
         clock: counts the stages "decode", "blend" and "from device".
+        read_anchor: gives every chunk but the video's first its own first latent; None leaves its neighbour's.
 
     Yields:
         uint8 (B, 3, n', 8h, 8w) on the CPU, channels last in memory, in order. A stream that starts after 0 begins
         with frame 4 `first` + 1.
     """
     clock = clock or StageClock()
-    bands = _decoded_bands(model, latents, plan, first, clock)
+    bands = _decoded_bands(model, latents, plan, first, clock, read_anchor)
     for frames in clock.timed("blend", _whole_frames(bands, to_bytes, torch.uint8)):
         with clock.stage("from device"):
             frames = frames.cpu()
         yield frames
 
 
-def _decoded_bands(model: Autoencoder, latents: Iterable[Tensor], plan: Plan, first: int, clock: StageClock) -> Iterator[Band]:
+def _decoded_bands(
+    model: Autoencoder, latents: Iterable[Tensor], plan: Plan, first: int, clock: StageClock, read_anchor: ReadAnchor | None
+) -> Iterator[Band]:
     def prepare(z: Tensor) -> Tensor:
         return z.to(model.device)
 
@@ -191,6 +216,8 @@ def _decoded_bands(model: Autoencoder, latents: Iterable[Tensor], plan: Plan, fi
             return model.decode(z)
 
     windows, run = cut_windows(latents, plan.tiling, DECODE, first), _chunk_runner(model, prepare, clock, "decode")
+    if read_anchor is not None:
+        windows = with_anchors(windows, read_anchor)
     return run_chunks(network, windows, plan.tiling, DECODE, plan.retreat, run)
 
 
@@ -250,17 +277,18 @@ def cropped_frames(pieces: Iterable[Tensor], height: int, width: int) -> Iterato
             yield frame[:height, :width]
 
 
-def draw_latents(moments: Iterable[Tensor], seed: int | None) -> Iterator[Tensor]:
+def draw_latents(moments: Iterable[Tensor], seed: int | None, first: int = 0) -> Iterator[Tensor]:
     """The posterior's mean, or a sample of it.
 
     Args:
         moments: consecutive (B, 2z, n, h, w), float32.
         seed: None for the mean. Noise of latent frame i depends on (seed, i) only, not on chunks.
+        first: position of the first latent frame.
 
     Yields:
         (B, z, n, h, w), float32, of the same lengths.
     """
-    position = 0
+    position = first
     for piece in moments:
         posterior = DiagonalGaussian(piece)
         if seed is None:
@@ -273,8 +301,23 @@ def draw_latents(moments: Iterable[Tensor], seed: int | None) -> Iterator[Tensor
         position += piece.shape[2]
 
 
-def _generator(seed: int, position: int) -> torch.Generator:
-    mixed = np.random.SeedSequence((seed, position)).generate_state(1, np.uint64)[0]
+def draw_anchor(moments: Tensor, seed: int | None, start: int) -> Tensor:
+    """The posterior's mean, or a sample of it, for a chunk's anchor.
+
+    Args:
+        moments: (B, 2z, 1, h, w), float32.
+        seed: None for the mean. The noise depends on (seed, start) alone and is not that of latent frame `start`.
+        start: latent frame at which the chunk starts.
+
+    Returns:
+        (B, z, 1, h, w), float32, on the moments' device.
+    """
+    posterior = DiagonalGaussian(moments)
+    return posterior.mode() if seed is None else posterior.sample(_generator(seed, start, _OF_ANCHOR))
+
+
+def _generator(*entropy: int) -> torch.Generator:
+    mixed = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(mixed) >> 1)
 
 

@@ -15,6 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
+from cvvae_cli.host_memory import resident_bytes
+
 WIDTH_WITHOUT_TERMINAL = 200
 """Columns that a table may take in a file or a pipe, unless COLUMNS says otherwise."""
 
@@ -52,6 +54,16 @@ class _Rate(ProgressColumn):
         return Text("" if speed is None else f"{speed:.1f} frames/s", style="progress.data.speed")
 
 
+class _Memory(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(_memory_text(), style="progress.data.speed")
+
+
+def _memory_text() -> str:
+    held = resident_bytes()
+    return "" if held is None else size_text(held)
+
+
 class Reporter:
     """One command's voice.
 
@@ -71,6 +83,10 @@ class Reporter:
         if not self.quiet:
             for sentence in sentences:
                 self.err.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+    def resumed(self, frame: int) -> None:
+        """Say that the run goes on where an earlier one was stopped."""
+        self.note(f"resumed at frame {frame}")
 
     def answer(self, values: dict, title: str, rows: Sequence[tuple[str, str]]) -> None:
         """The result: `values` as JSON, or `rows` as a table."""
@@ -99,15 +115,24 @@ class Reporter:
 
     @contextmanager
     def progress(self, *passes: str) -> Iterator[Callback]:
-        """A bar with frames/s and time left on a terminal, lines elsewhere, nothing if quiet.
+        """A bar with frames/s, time left and memory on a terminal, lines elsewhere, nothing if quiet; notes of an error that ends the run.
 
         Args:
             passes: what is done with the frames, a word for each time that their count starts again.
         """
+        try:
+            with self._progress(passes) as progress:
+                yield progress
+        except BaseException as error:
+            self.note(*getattr(error, "__notes__", ()))
+            raise
+
+    @contextmanager
+    def _progress(self, passes: Sequence[str]) -> Iterator[Callback]:
         if self.quiet:
             yield lambda done, total: None
         elif self.err.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn(), _Memory())
             with Progress(*columns, console=self.err, transient=True) as bar:
                 yield _on_bar(bar, passes)
         else:
@@ -138,16 +163,18 @@ class _Lines:
         self._say, self._names = say, iter(passes)
         self._name = next(self._names)
         self._began = self._said = self._updated = time.monotonic()
-        self._done, self._unsaid = 0, False
+        self._first, self._done, self._unsaid = (0, self._began), 0, False
         self._total: int | None = None
 
     def update(self, done: int, total: int | None) -> None:
         if done < self._done:
             self.end()
-            self._name = next(self._names)
+            self._name, self._done = next(self._names), 0
             self._began = self._said = self._updated
-        self._done, self._total, self._unsaid = done, total, True
         self._updated = time.monotonic()
+        if not self._done:
+            self._first = (done, self._updated)
+        self._done, self._total, self._unsaid = done, total, True
         if self._updated - self._said >= SECONDS_BETWEEN_LINES:
             self._line()
 
@@ -159,10 +186,13 @@ class _Lines:
 
     def _line(self) -> None:
         done, total = self._done, self._total
-        rate = done / max(self._updated - self._began, 1e-3)
-        frames = f"{done} of {counted(total, 'frame')}" if total else counted(done, "frame")
+        # What came before the first update is start-up, or an earlier run's.
+        frames, since = self._first if done > self._first[0] else (0, self._began)
+        rate = (done - frames) / max(self._updated - since, 1e-3)
+        share = f"{done} of {counted(total, 'frame')}" if total else counted(done, "frame")
         left = f", {(total - done) / rate:.0f} s left" if total and total > done else ""
-        self._say(f"{self._name}: {frames}, {rate:.1f} frames/s{left}")
+        memory = f", {_memory_text()}" if left else ""
+        self._say(f"{self._name}: {share}, {rate:.1f} frames/s{left}{memory}")
         self._said, self._unsaid = self._updated, False
 
 

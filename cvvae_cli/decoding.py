@@ -1,29 +1,36 @@
 """Latents to a video file: a latent file, or what a diffusion model made. The computing is `codec`'s."""
 
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from time import perf_counter
+from typing import BinaryIO
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from cvvae_cli.ahead import behind
 from cvvae_cli.autoencoder import Autoencoder
-from cvvae_cli.codec import Plan, Progress, cropped_frames, decode_frames, first_chunk_with, no_progress
+from cvvae_cli.codec import Plan, Progress, no_progress
 from cvvae_cli.config import Tiling
+from cvvae_cli.container_tags import ContainerTags
+from cvvae_cli.decoded_frames import decoded_frames
+from cvvae_cli.errors import LatentFileError
 from cvvae_cli.geometry import TEMPORAL_COMPRESSION_RATIO as STEP
-from cvvae_cli.latent_video import LatentVideo, Times, check_model
+from cvvae_cli.geometry import chunk_stride
+from cvvae_cli.latent_video import LatentVideo, check_model
 from cvvae_cli.media import keep_inputs
 from cvvae_cli.memory_model import tiling_within
+from cvvae_cli.run_identity import describe_run, settled_tiling
 from cvvae_cli.stage_clock import StageClock
 from cvvae_cli.video_io import VideoWriter
 
-LATENTS_PER_READ = 8
+SEGMENT_CHUNKS = 8
+"""Chunks after which the video is closed to what comes, so that a stopped run can go on there."""
+NAMED_SPANS = 8
+"""Stretches of replaced frames that a note lists; the report has all."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,7 @@ class DecodeOptions:
     audio: write sound and subtitles where the latents carry them.
     codec, crf, preset, pix_fmt, encoder_options: as `VideoWriter` takes them.
     overwrite: an existing output may be replaced.
+    keep_going: damaged chunks are replaced by what lies between their neighbours, and damaged sound is left out.
     """
 
     start: float = 0.0
@@ -47,6 +55,7 @@ class DecodeOptions:
     pix_fmt: str | None = None
     encoder_options: tuple[tuple[str, str], ...] = ()
     overwrite: bool = False
+    keep_going: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,9 @@ class DecodeReport:
     tiling: how the latents were cut in the end.
     stages: seconds of each stage; "write" and "observe" run beside the others.
     notes: what could not be done exactly, a sentence each.
+    resumed_at: frames that an earlier, unfinished run had left.
+    damage: those of the notes that tell what `keep_going` passed over.
+    replaced_frames: first and last frame (of the whole decoded video) of each stretch that was damaged and is filled.
     """
 
     frames: int
@@ -66,10 +78,13 @@ class DecodeReport:
     tiling: Tiling
     stages: dict[str, float]
     notes: tuple[str, ...]
+    resumed_at: int = 0
+    damage: tuple[str, ...] = ()
+    replaced_frames: tuple[tuple[int, int], ...] = ()
 
     @property
     def fps(self) -> float:
-        return self.frames / self.seconds
+        return (self.frames - self.resumed_at) / self.seconds
 
 
 def decode_file(
@@ -82,6 +97,7 @@ def decode_file(
     progress: Progress = no_progress,
     observe: Callable[[np.ndarray], None] | None = None,
     clock: StageClock | None = None,
+    resumed: Callable[[int], None] | None = None,
 ) -> DecodeReport:
     """Decode latents to a video file.
 
@@ -94,95 +110,182 @@ def decode_file(
         progress: called after every frame, in the thread that writes.
         observe: called with every frame, uint8 [H, W, 3], before the video codec, in the same thread.
         clock: counts the stages; None for one that does not wait for the device.
+        resumed: called with the number of frames that an earlier run of the same arguments had left when it was stopped.
+            A run that is observed begins anew.
 
     Raises:
-        LatentFileError, OutputError, DeviceError, UsageError: nothing is left behind.
+        LatentFileError, UsageError: nothing is left behind.
+        OutputError, DeviceError: the same call goes on behind the last whole segment, as after any interruption.
     """
     options, clock = options or DecodeOptions(), clock or StageClock()
     began = perf_counter()
-    if not isinstance(latents, LatentVideo):
-        with LatentVideo.open(latents, model.config) as opened:
-            return decode_file(
-                opened, output, model=model, tiling=tiling, options=options, progress=progress, observe=observe, clock=clock
-            )
-    check_model(latents, model)
-    if output is not None:
-        keep_inputs(output, latents.path)
-    first, stop = latents.span(options.start, options.max_frames, options.frame_rate)
-    times, notes = latents.times(options.frame_rate), []
-    if options.audio and options.frame_rate is not None and latents.has_sidecar:
-        notes.append("The sound is left out, because --fps changes the timing.")
     with ExitStack() as stack:
-        writer = None
+        if not isinstance(latents, LatentVideo):
+            latents = stack.enter_context(LatentVideo.open(latents, model.config))
+        check_model(latents, model)
         if output is not None:
-            # Opened anew: the sound is read by the thread that writes, while this one reads latents.
-            sound = stack.enter_context(LatentVideo.open(latents.path, model.config)) if latents.has_sidecar else latents
-            writer = stack.enter_context(_video_writer(sound, output, times, (first, stop), options))
-
-        def finish(item: tuple[int, np.ndarray]) -> None:
-            index, frame = item
-            if writer:
-                with clock.stage("write"):
-                    writer.write(frame, int(times.pts[index]), int(times.durations[index]))
-            if observe:
-                with clock.stage("observe"):
-                    observe(frame)
-            progress(index + 1 - first, stop - first)
-
-        plan = Plan(tiling or tiling_within(model, latents.tiling, latents.height, latents.width))
-        stack.enter_context(torch.inference_mode())
-        # A chunk's frames: with fewer, the network would wait until most of each chunk is written.
-        hand_over = stack.enter_context(behind(finish, plan.tiling.chunk))
-        for item in enumerate(decoded_frames(latents, model, plan, first, stop, clock), first):
-            with clock.stage("wait for writer"):
-                hand_over(item)
-        with clock.stage("wait for writer"):
-            stack.close()
-    notes += [*plan.notes, *(writer.notes if writer else ())]
+            keep_inputs(output, latents.path)
+        run = _Decoding(latents, model, tiling, options, progress, clock)
+        if output is not None:
+            run.open_writer(stack, output, describe=observe is None)
+        plan = run.run(observe, resumed)
+        notes, damage, replaced = *run.told(plan), latents.replaced_frames()
+    size, stages = (run.stop - run.first, latents.width, latents.height), dict(clock.seconds)
     seconds = perf_counter() - began
-    return DecodeReport(stop - first, latents.width, latents.height, seconds, plan.tiling, dict(clock.seconds), tuple(notes))
+    return DecodeReport(*size, seconds, plan.tiling, stages, notes, run.done, damage, tuple(replaced))
 
 
-def _video_writer(
-    latents: LatentVideo, output: str | Path, times: Times, span: tuple[int, int], options: DecodeOptions
-) -> VideoWriter:
-    first, stop = span
-    return VideoWriter(
-        output,
-        latents.width,
-        latents.height,
-        times.frame_rate,
-        times.time_base,
-        colour=latents.colour,
-        sample_aspect_ratio=latents.sample_aspect_ratio,
-        codec=options.codec,
-        crf=options.crf,
-        preset=options.preset,
-        pix_fmt=options.pix_fmt,
-        encoder_options=dict(options.encoder_options),
-        sidecar=latents.sidecar() if options.audio and options.frame_rate is None else None,
-        time_origin=times.origin(first),
-        sound_stop=times.end(stop) if stop < latents.num_frames else None,
-        overwrite=options.overwrite,
-    )
+class _Decoding:
+    """One run of `decode_file`: frames are pulled here, written and observed in a thread of their own."""
+
+    def __init__(
+        self,
+        latents: LatentVideo,
+        model: Autoencoder,
+        tiling: Tiling | None,
+        options: DecodeOptions,
+        progress: Progress,
+        clock: StageClock,
+    ) -> None:
+        self.latents, self.model, self.tiling = latents, model, tiling
+        self.options, self.progress, self.clock = options, progress, clock
+        self.first, self.stop = latents.span(options.start, options.max_frames, options.frame_rate)
+        self.times = latents.times(options.frame_rate)
+        self.writer: VideoWriter | None = None
+        self.done = 0  # frames of an earlier run
+        self._notes: list[str] = []
+        self._damage: list[str] = []
+        if options.keep_going:
+            latents.keep_going(self.first, self.stop)
+        if options.audio and options.frame_rate is not None and latents.has_sidecar:
+            self._notes.append("The sound is left out, because --fps changes the timing.")
+
+    def open_writer(self, stack: ExitStack, output: str | Path, describe: bool) -> None:
+        """Open the output, which may hold an earlier run's frames if the run is described."""
+        latents, options = self.latents, self.options
+        # Opened anew: the sound is read by the thread that writes, while this one reads latents.
+        sound = stack.enter_context(LatentVideo.open(latents.path, self.model.config)) if latents.has_sidecar else latents
+        segment_frames = _segment_frames(self.tiling or latents.tiling or Tiling())
+        run = None
+        if describe:
+            shaping = {field: value for field, value in vars(options).items() if field != "overwrite"}
+            parts = {"segment_frames": segment_frames, "span": [self.first, self.stop]}
+            run = describe_run(latents.path, self.model, self.tiling, shaping, parts)
+        self.writer = VideoWriter(
+            output,
+            latents.width,
+            latents.height,
+            self.times.frame_rate,
+            self.times.time_base,
+            colour=latents.colour,
+            sample_aspect_ratio=latents.sample_aspect_ratio,
+            codec=options.codec,
+            crf=options.crf,
+            preset=options.preset,
+            pix_fmt=options.pix_fmt,
+            encoder_options=dict(options.encoder_options),
+            sidecar=_sidecar(sound, options, self._damage),
+            tags=_tags(latents, options, self._damage),
+            time_origin=self.times.origin(self.first),
+            sound_stop=self.times.end(self.stop) if self.stop < latents.num_frames else None,
+            overwrite=options.overwrite,
+            segment_frames=segment_frames,
+            run=run,
+        )
+        self.done = self.writer.frames
+
+    def run(self, observe: Callable[[np.ndarray], None] | None, resumed: Callable[[int], None] | None) -> Plan:
+        """Decode, write and observe; gives the plan as it was in the end."""
+        with ExitStack() as stack:
+            if self.writer is not None:
+                stack.enter_context(self.writer)
+            if self.done and resumed:
+                resumed(self.done)
+            plan = Plan(settled_tiling(self.writer.journal if self.writer else None, self._fitting_tiling))
+            self._notes += _anchors_left_out(self.latents, plan.tiling, self.options.keep_going, self._damage)
+            stack.enter_context(torch.inference_mode())
+
+            def finish(item: tuple[int, np.ndarray]) -> None:
+                self._finish(*item)
+                if observe:
+                    with self.clock.stage("observe"):
+                        observe(item[1])
+                self.progress(item[0] + 1 - self.first, self.stop - self.first)
+
+            # A chunk's frames: with fewer, the network would wait until most of each chunk is written.
+            hand_over = stack.enter_context(behind(finish, plan.tiling.chunk))
+            begin = self.first + self.done
+            frames = decoded_frames(self.latents, self.model, plan, begin, self.stop, self.clock) if begin < self.stop else ()
+            for item in enumerate(frames, begin):
+                with self.clock.stage("wait for writer"):
+                    hand_over(item)
+            with self.clock.stage("wait for writer"):
+                stack.close()
+        return plan
+
+    def told(self, plan: Plan) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """All notes of a finished run, and those of them that tell of damage."""
+        damage = [*self._damage, *_told(self.latents.replaced_frames(), plan.tiling)]
+        return (*self._notes, *plan.notes, *(self.writer.notes if self.writer else ()), *damage), tuple(damage)
+
+    def _fitting_tiling(self) -> Tiling:
+        return self.tiling or tiling_within(self.model, self.latents.tiling, self.latents.height, self.latents.width)
+
+    def _finish(self, index: int, frame: np.ndarray) -> None:
+        if self.writer is not None:
+            with self.clock.stage("write"):
+                self.writer.write(frame, int(self.times.pts[index]), int(self.times.durations[index]))
 
 
-def decoded_frames(
-    latents: LatentVideo, model: Autoencoder, plan: Plan, first: int, stop: int, clock: StageClock | None = None
-) -> Iterator[np.ndarray]:
-    """Frames `first` to `stop` as uint8 [H, W, 3], as a full decode gives them, reading only the chunks they need.
+def _segment_frames(tiling: Tiling) -> int:
+    return SEGMENT_CHUNKS * STEP * chunk_stride(tiling.chunk, tiling.chunk_overlap)
 
-    The caller holds torch's inference mode.
-    """
-    clock = clock or StageClock()
-    begin = first_chunk_with(first, plan.tiling)
 
-    def pieces() -> Iterator[Tensor]:
-        for start in range(begin, latents.latent_frames, LATENTS_PER_READ):
-            with clock.stage("read"):
-                values = latents.read(start, min(start + LATENTS_PER_READ, latents.latent_frames))
-            yield torch.from_numpy(values).transpose(0, 1)[None]
+def _sidecar(latents: LatentVideo, options: DecodeOptions, damage: list[str]) -> BinaryIO | None:
+    """Sound and subtitles where they are wanted; where they are damaged and the run keeps going, a word about it."""
+    if not options.audio or options.frame_rate is not None:
+        return None
+    try:
+        return latents.sidecar()
+    except LatentFileError:
+        if not options.keep_going:
+            raise
+        damage.append(f"The sound and subtitles of {latents.path} are damaged and left out.")
+        return None
 
-    frames = cropped_frames(decode_frames(model, pieces(), plan, begin, clock), latents.height, latents.width)
-    skipped = first - (STEP * begin + 1 if begin else 0)
-    return itertools.islice(frames, skipped, skipped + stop - first)
+
+def _tags(latents: LatentVideo, options: DecodeOptions, damage: list[str]) -> ContainerTags:
+    """Titles and chapters; where they are damaged and the run keeps going, a word about it."""
+    try:
+        tags = latents.tags()
+        # Another rate leaves no moment where it was.
+        return ContainerTags(tags.metadata) if options.frame_rate is not None else tags
+    except LatentFileError:
+        if not options.keep_going:
+            raise
+        damage.append(f"The titles and chapters of {latents.path} are damaged and left out.")
+        return ContainerTags()
+
+
+def _anchors_left_out(latents: LatentVideo, tiling: Tiling, keep_going: bool, damage: list[str]) -> list[str]:
+    """A word where anchors cannot be used: in `damage` where they are damaged and the run keeps going."""
+    if latents.has_anchors and not latents.anchors_fit(tiling):
+        return ["The anchors are left out, because they belong to other chunks; cut the chunks that the file records."]
+    try:
+        if keep_going and latents.has_anchors:
+            latents.anchors()
+    except LatentFileError:
+        latents.has_anchors = False
+        damage.append(f"The anchors of {latents.path} are damaged and left out.")
+    return []
+
+
+def _told(replaced: list[tuple[int, int]], tiling: Tiling) -> list[str]:
+    """The frames that are not the file's own, in a sentence; a chunk sees all its latents for each of its frames."""
+    if not replaced:
+        return []
+    spans = [str(first) if first == last else f"{first} to {last}" for first, last in replaced]
+    more = len(spans) - NAMED_SPANS
+    listed = ", ".join(spans[:NAMED_SPANS]) + (f" and {more} more stretch{'es' * (more > 1)}" if more > 0 else "")
+    beside = f"up to {tiling.chunk - 1} frames beside them may differ too"
+    return [f"Damaged latents are replaced by what lies between their neighbours: frames {listed}; {beside}."]

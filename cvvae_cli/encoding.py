@@ -5,8 +5,10 @@ and read by `latent_video`; the bytes are `latent_writer`'s, the computing is `c
 """
 
 import json
+import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -18,16 +20,33 @@ import torch
 from torch import Tensor
 
 from cvvae_cli.ahead import ahead
+from cvvae_cli.anchors import Anchors
 from cvvae_cli.autoencoder import Autoencoder
-from cvvae_cli.codec import Plan, Progress, cropped_frames, decode_frames, draw_latents, encode_frames, no_progress, pad_to_cells
+from cvvae_cli.codec import (
+    Plan,
+    Progress,
+    cropped_frames,
+    decode_frames,
+    draw_anchor,
+    draw_latents,
+    encode_frames,
+    first_chunk_with,
+    no_progress,
+    pad_to_cells,
+)
 from cvvae_cli.config import Tiling, config_to_dict
+from cvvae_cli.container_tags import read_tags
 from cvvae_cli.errors import QualityError, UsageError
-from cvvae_cli.geometry import cell_count, frame_count
+from cvvae_cli.geometry import TEMPORAL_COMPRESSION_RATIO as STEP
+from cvvae_cli.geometry import cell_count, chunk_stride, frame_count
 from cvvae_cli.latent_writer import LatentWriter
 from cvvae_cli.media import keep_inputs, open_input, timeline_start
 from cvvae_cli.memory_model import fitting_tiling
 from cvvae_cli.metrics import Comparison, Quality
 from cvvae_cli.model_names import shown_name
+from cvvae_cli.reading import PLAIN, Reading
+from cvvae_cli.run_identity import describe_run, settled_tiling
+from cvvae_cli.small_tensor import SmallTensor
 from cvvae_cli.stage_clock import StageClock
 from cvvae_cli.video_io import VideoReader, write_sidecar
 
@@ -50,6 +69,8 @@ class EncodeOptions:
     check: decode each chunk while its source is at hand and store the quality.
     min_psnr_db: with `check`, refuse below this mean PSNR.
     overwrite: an existing output may be replaced.
+    reading: which video stream is read, and how.
+    anchors: keep, for each chunk but the first, the latent of its first frame alone, and decode the chunk with it.
     """
 
     start: float = 0.0
@@ -62,6 +83,8 @@ class EncodeOptions:
     check: bool = False
     min_psnr_db: float | None = None
     overwrite: bool = False
+    reading: Reading = PLAIN
+    anchors: bool = False
 
     def __post_init__(self) -> None:
         if self.min_psnr_db is not None and not self.check:
@@ -72,13 +95,14 @@ class EncodeOptions:
 class EncodeReport:
     """Attributes:
     frames, width, height: of the video as encoded.
-    latent_bytes: payload without sound.
+    latent_bytes: of latents and anchors.
     bits_per_pixel: 8 latent_bytes / (width height frames).
     seconds: file to file, model loaded.
     tiling: how the video was cut in the end.
     stages: seconds of each stage; "read" runs beside the others.
     quality: where it was checked.
     notes: what could not be done exactly, a sentence each.
+    resumed_at: frames that an earlier, unfinished run had left.
     """
 
     frames: int
@@ -91,10 +115,11 @@ class EncodeReport:
     stages: dict[str, float]
     quality: Quality | None
     notes: tuple[str, ...]
+    resumed_at: int = 0
 
     @property
     def fps(self) -> float:
-        return self.frames / self.seconds
+        return (self.frames - self.resumed_at) / self.seconds
 
 
 def encode_file(
@@ -106,6 +131,7 @@ def encode_file(
     options: EncodeOptions | None = None,
     progress: Progress = no_progress,
     clock: StageClock | None = None,
+    resumed: Callable[[int], None] | None = None,
 ) -> EncodeReport:
     """Encode a video file to a latent file.
 
@@ -117,9 +143,12 @@ def encode_file(
         options: what to read and how to store it.
         progress: called after every chunk.
         clock: counts the stages; None for one that does not wait for the device.
+        resumed: called with the number of frames that an earlier run of the same arguments had left when it was stopped.
+            Runs with a check or anchors begin anew.
 
     Raises:
-        VideoError, LatentFileError, OutputError, DeviceError, UsageError: nothing is left behind.
+        VideoError, LatentFileError, UsageError: nothing is left behind.
+        OutputError, DeviceError: the same call goes on behind the last chunk, as after any interruption.
         QualityError: the check fell below `min_psnr_db`.
 
     Memory: a chunk of frames, another one read ahead, and two timestamps per frame.
@@ -127,17 +156,31 @@ def encode_file(
     options, clock = options or EncodeOptions(), clock or StageClock()
     keep_inputs(output, source)
     began = perf_counter()
-    with VideoReader(source, options.start, options.duration, options.max_frames, options.size) as reader:
+    with VideoReader(source, options.start, options.duration, options.max_frames, options.size, options.reading) as reader:
         shape = (model.latent_channels, cell_count(reader.height), cell_count(reader.width))
-        with LatentWriter(output, *shape, options.latent_dtype, options.overwrite) as writer, torch.inference_mode():
-            plan = Plan(tiling or fitting_tiling(model, reader.height, reader.width))
-            run = _Encoding(reader, writer, model, plan, options, progress, clock)
+        described = _described_run(source, model, tiling, options)
+        with LatentWriter(output, *shape, options.latent_dtype, options.overwrite, described) as writer, ExitStack() as stack:
+            stack.enter_context(torch.inference_mode())
+            plan = Plan(settled_tiling(writer.journal, lambda: tiling or fitting_tiling(model, reader.height, reader.width)))
+            expected, anchors = _expected_frames(reader, options), None
+            resumed_at = min(frame_count(writer.latent_frames), expected or sys.maxsize) if writer.latent_frames else 0
+            if resumed_at and resumed:
+                resumed(resumed_at)
+            if options.anchors:
+                stride = chunk_stride(plan.tiling.chunk, plan.tiling.chunk_overlap)
+                anchors = Anchors(stack.enter_context(writer.scratch_file()), shape, options.latent_dtype, stride)
+            run = _Encoding(reader, writer, model, plan, options, progress, clock, anchors)
             quality = run.run()
-            tensors: dict[str, np.ndarray | BinaryIO] = {
+            tensors: dict[str, SmallTensor | np.ndarray | BinaryIO] = {
                 "pts": np.array(run.pts, np.int64),
                 "durations": np.array(run.durations, np.int64),
             }
+            if run.tags:
+                tensors["tags"] = np.frombuffer(run.tags.to_bytes(), np.uint8)
             latent_bytes = writer.latent_frames * int(np.prod(shape)) * TORCH_DTYPES[options.latent_dtype].itemsize
+            if anchors is not None and anchors.count:
+                tensors["anchors"] = anchors.tensor
+                latent_bytes += anchors.nbytes
             with writer.scratch_file() as sound:
                 if options.audio and write_sidecar(source, sound, *run.sound_span()):
                     tensors["sidecar"] = sound
@@ -145,8 +188,17 @@ def encode_file(
         frames, width, height = len(run.pts), reader.width, reader.height
         bits = 8 * latent_bytes / (width * height * frames)
         seconds = perf_counter() - began
-        notes = (*_reader_notes(reader, run), *plan.notes)
-        return EncodeReport(frames, width, height, latent_bytes, bits, seconds, plan.tiling, dict(clock.seconds), quality, notes)
+        notes = (*reader.notes(run.to_end), *plan.notes)
+        size, stages = (frames, width, height), dict(clock.seconds)
+        return EncodeReport(*size, latent_bytes, bits, seconds, plan.tiling, stages, quality, notes, resumed_at)
+
+
+def _described_run(source: str | Path, model: Autoencoder, tiling: Tiling | None, options: EncodeOptions) -> dict | None:
+    """The run for a journal; None for what cannot go on: earlier frames cannot be checked again, and anchors are not kept."""
+    if options.check or options.anchors:
+        return None
+    shaping = {field: value for field, value in vars(options).items() if field != "overwrite"}
+    return describe_run(source, model, tiling, shaping, {})
 
 
 class _Encoding:
@@ -161,20 +213,26 @@ class _Encoding:
         options: EncodeOptions,
         progress: Progress,
         clock: StageClock,
+        anchors: Anchors | None,
     ) -> None:
-        self.reader, self.writer, self.model = reader, writer, model
+        self.reader, self.writer, self.model, self.anchors = reader, writer, model, anchors
         self.plan, self.options, self.progress, self.clock = plan, options, progress, clock
         with open_input(reader.path) as container:
-            self._timeline_start = timeline_start(container)
+            self._timeline_start, self.tags = timeline_start(container), read_tags(container)
         self.pts: list[int] = []
         self.durations: list[int] = []
         self._unchecked: deque[np.ndarray] = deque()
+        # Latent frames of an earlier run, and where the chunk begins that gives the next one.
+        self._done = writer.latent_frames
+        self._begin = first_chunk_with(frame_count(self._done), plan.tiling) if self._done else 0
 
     def run(self) -> Quality | None:
         # A chunk's frames: with fewer, the network would wait for the rest of each chunk.
         with ahead(self.clock.timed("read", self._frames()), self.plan.tiling.chunk) as frames:
             waited = self.clock.timed("wait for frames", frames)
-            latents = self._stored(draw_latents(encode_frames(self.model, waited, self.plan, self.clock), self.options.seed))
+            moments = encode_frames(self.model, waited, self.plan, self._begin, self.clock, self._keep_anchor if self.anchors else None)
+            unseen = _without_first(moments, self._done - (self._begin + 1 if self._begin else 0))
+            latents = self._stored(draw_latents(unseen, self.options.seed, self._done))
             if self.options.check:
                 return self._checked(latents)
             for _ in latents:
@@ -183,7 +241,8 @@ class _Encoding:
 
     def _checked(self, latents: Iterable[Tensor]) -> Quality:
         comparison = Comparison()
-        decoded = decode_frames(self.model, latents, self.plan, clock=self.clock)
+        read_anchor = self.anchors.read if self.anchors else None
+        decoded = decode_frames(self.model, latents, self.plan, clock=self.clock, read_anchor=read_anchor)
         for frame in cropped_frames(decoded, self.reader.height, self.reader.width):
             if self._unchecked:  # the last latent may stand for frames that the source has no more
                 comparison.add(self._unchecked.popleft(), frame)
@@ -219,18 +278,38 @@ class _Encoding:
             self.durations.append(frame.duration)
             if self.options.check:
                 self._unchecked.append(frame.rgb)
-            yield pad_to_cells(torch.from_numpy(frame.rgb).permute(2, 0, 1)[None, :, None])
+            if len(self.pts) > self._begin * STEP:
+                yield pad_to_cells(torch.from_numpy(frame.rgb).permute(2, 0, 1)[None, :, None])
+
+    def _keep_anchor(self, start: int, moments: Tensor) -> None:
+        assert self.anchors is not None
+        with self.clock.stage("write"):
+            self.anchors.write(start, draw_anchor(moments, self.options.seed, start))
 
     def _stored(self, latents: Iterable[Tensor]) -> Iterator[Tensor]:
         dtype = TORCH_DTYPES[self.options.latent_dtype]
-        whole = self.reader.info.num_frames if self.options.duration is None and not self.options.start else None
-        total = min((n for n in (whole, self.options.max_frames) if n is not None), default=None)
+        total = _expected_frames(self.reader, self.options)
         for piece in latents:
             with self.clock.stage("write"):
                 piece = piece.cpu()
                 self.writer.append(piece[0].transpose(0, 1).contiguous().numpy())
             self.progress(min(len(self.pts), frame_count(self.writer.latent_frames)), total)
             yield piece.to(dtype).float()
+
+
+def _expected_frames(reader: VideoReader, options: EncodeOptions) -> int | None:
+    """How many frames there will be, as far as the container knows them; None where nobody does."""
+    whole = reader.info.num_frames if options.duration is None and not options.start else None
+    return min((count for count in (whole, options.max_frames) if count is not None), default=None)
+
+
+def _without_first(pieces: Iterable[Tensor], count: int) -> Iterator[Tensor]:
+    """Leave out the first `count` frames of consecutive (B, C, n, h, w)."""
+    for piece in pieces:
+        kept = piece[:, :, count:]
+        count = max(0, count - piece.shape[2])
+        if kept.shape[2]:
+            yield kept
 
 
 def _metadata(run: _Encoding, quality: Quality | None) -> dict[str, str]:
@@ -246,6 +325,7 @@ def _metadata(run: _Encoding, quality: Quality | None) -> dict[str, str]:
     video = {
         "width": reader.width, "height": reader.height, "num_frames": len(run.pts),
         "start": run.options.start, "to_end": run.to_end, "origin": str(run.origin), "source": reader.info.to_dict(),
+        "reading": reader.reading.to_dict(),
     }  # fmt: skip
     encoding = {
         "tiling": asdict(run.plan.tiling), "latents": "mean" if seed is None else "sample", "seed": seed,
@@ -253,16 +333,3 @@ def _metadata(run: _Encoding, quality: Quality | None) -> dict[str, str]:
     }  # fmt: skip
     metadata = {"model": described, "video": video, "encoding": encoding} | ({"quality": quality.to_dict()} if quality else {})
     return {key: json.dumps(value) for key, value in metadata.items()}
-
-
-def _reader_notes(reader: VideoReader, run: _Encoding) -> tuple[str, ...]:
-    stated, found = reader.info.num_frames, len(run.pts)
-    cut = (f"The container counts {stated} frames, of which {found} could be read.",)
-    short = run.to_end and not run.options.start and stated is not None and found < stated
-    counts = (
-        (reader.broken_packets, "damaged packet was", "damaged packets were", "passed over"),
-        (reader.changed_frames, "frame of another size was", "frames of another size were", "scaled to the first frame's"),
-        (reader.repaired_times, "missing or falling timestamp was", "missing or falling timestamps were", "repaired"),
-    )
-    told = (f"{count} {one if count == 1 else many} {done}." for count, one, many, done in counts if count)
-    return (*told, *(cut if short else ()))

@@ -14,15 +14,27 @@ from typing import BinaryIO
 
 import numpy as np
 
+from cvvae_cli.anchors import Anchors
 from cvvae_cli.autoencoder import Autoencoder
-from cvvae_cli.config import ModelConfig, Tiling
+from cvvae_cli.checked_values import fraction_of, number_of, text_of, whole_of
+from cvvae_cli.config import ModelConfig, Tiling, tiling_from_dict
+from cvvae_cli.container_tags import ContainerTags
 from cvvae_cli.errors import LatentFileError, UsageError
 from cvvae_cli.geometry import SPATIAL_COMPRESSION_RATIO as CELL
-from cvvae_cli.geometry import cell_count, frame_count, latent_frame_count
+from cvvae_cli.geometry import cell_count, chunk_stride, frame_count, latent_frame_count
 from cvvae_cli.latent_file import LatentReader, is_latent_file
+from cvvae_cli.mended_latents import MendedLatents
 from cvvae_cli.plain_latents import read_plain_latents, to_tzhw
+from cvvae_cli.tiling import chunk_count
+from cvvae_cli.video_info import LONGEST_SIDE
+from cvvae_cli.reading import PLAIN, Reading
 from cvvae_cli.video_io import Colour, VideoInfo
 
+FARTHEST = 2**60
+"""Ticks from 0 that a frame may be away: sums and differences of a few such still fit 64 bits."""
+MOST_ASPECT = 2**13
+LARGEST_DENOMINATOR = 2**18
+"""Of a pixel aspect that is computed, so that FFmpeg's 32 bits hold it; it is off by less than one part in 10**10 then."""
 PLAIN_FRAME_RATE = Fraction(24)
 """Frames per second of a plain tensor where nobody says."""
 
@@ -66,6 +78,8 @@ class LatentVideo:
         to_end: its frames reach the source's last.
         model: the file's record of its model, None for plain tensors.
         has_sidecar: sound or subtitles are there.
+        reading: how the source was read.
+        has_anchors: chunks have first latents of their own.
     """
 
     def __init__(
@@ -75,17 +89,18 @@ class LatentVideo:
         self.latent_frames = shape[0]
         self.read = read
         self._reader = reader
+        self._mended: MendedLatents | None = None
         self.num_frames, self.height, self.width = frame_count(shape[0]), shape[2] * CELL, shape[3] * CELL
         self.colour = Colour()
         self.sample_aspect_ratio = Fraction(1)
         self.tiling: Tiling | None = None
         self.start, self.to_end = 0.0, False
         self.model: dict | None = None
-        self.has_sidecar = False
-        steps = np.arange(self.num_frames, dtype=np.int64)
-        rate = PLAIN_FRAME_RATE
-        self._times = Times(steps, np.ones_like(steps), 1 / rate, rate)
-        if reader is not None:
+        self.has_sidecar = self.has_anchors = False
+        self.reading = PLAIN
+        if reader is None:
+            self._times = self.times(PLAIN_FRAME_RATE)
+        else:
             self._describe(reader)
 
     @classmethod
@@ -129,25 +144,30 @@ class LatentVideo:
     def _describe(self, reader: LatentReader) -> None:
         try:
             video, encoding = json.loads(reader.metadata["video"]), json.loads(reader.metadata["encoding"])
-            record = json.loads(reader.metadata["model"])
-            self.model = {key: record[key] for key in ("name", "sha256")}
+            self.model = _record(json.loads(reader.metadata["model"]))
             info = VideoInfo.from_dict(video["source"])
-            self.num_frames, self.width, self.height = int(video["num_frames"]), int(video["width"]), int(video["height"])
-            self.tiling = Tiling(**encoding["tiling"])
-            times, zero = (reader.tensor("pts"), reader.tensor("durations")), Fraction(video["origin"])
-            self.start, self.to_end = float(video["start"]), bool(video["to_end"])
-        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+            self.num_frames = whole_of(video["num_frames"], 1, frame_count(reader.shape[0]))
+            self.width, self.height = (whole_of(video[key], 1, LONGEST_SIDE) for key in ("width", "height"))
+            self.tiling = tiling_from_dict(encoding["tiling"])
+            times, zero = (reader.tensor("pts"), reader.tensor("durations")), fraction_of(video["origin"])
+            self.start, self.to_end = number_of(video["start"]), bool(video["to_end"])
+            self.reading = Reading.from_dict(video["reading"]) if "reading" in video else PLAIN
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             message = f"{reader.path} lacks a description that decoding needs ({error}); encode the video again."
             raise LatentFileError(message) from error
         expected = (latent_frame_count(self.num_frames), cell_count(self.height), cell_count(self.width))
-        timed = all(values.shape == (self.num_frames,) for values in times)
-        if self.num_frames < 1 or (reader.shape[0], *reader.shape[2:]) != expected or not timed:
+        timed = all(values.dtype == np.int64 and values.shape == (self.num_frames,) for values in times)
+        if (reader.shape[0], *reader.shape[2:]) != expected or not timed:
             raise LatentFileError(f"{reader.path} describes another video than its latents hold; encode the video again.")
-        self.colour, self.sample_aspect_ratio = info.colour, info.sample_aspect_ratio
+        aspect = info.sample_aspect_ratio
         if (self.width, self.height) != (info.width, info.height):
-            self.sample_aspect_ratio *= Fraction(info.width * self.height, info.height * self.width)
+            aspect *= Fraction(info.width * self.height, info.height * self.width)
+            aspect = aspect.limit_denominator(LARGEST_DENOMINATOR)
+        if not 1 / MOST_ASPECT <= aspect <= MOST_ASPECT or not _believable(*times, zero / info.time_base):
+            raise LatentFileError(f"{reader.path} has times or a pixel aspect that no video has; encode the video again.")
+        self.colour, self.sample_aspect_ratio = info.colour, aspect
         self._times = Times(*times, info.time_base, info.frame_rate, zero)
-        self.has_sidecar = "sidecar" in reader.tensor_names
+        self.has_sidecar, self.has_anchors = "sidecar" in reader.tensor_names, "anchors" in reader.tensor_names
 
     def times(self, frame_rate: Fraction | None = None) -> Times:
         """The stored times, or those of a constant rate."""
@@ -169,6 +189,22 @@ class LatentVideo:
             raise UsageError(f"The start {start:g} s lies behind the last frame at {seconds[-1]:.3f} s; pass a smaller --start.")
         return first, self.num_frames if max_frames is None else min(self.num_frames, first + max_frames)
 
+    def keep_going(self, first: int, stop: int) -> None:
+        """Replace damaged chunks from now on (see `MendedLatents`), and look for them where frames `first` to `stop` are.
+
+        Raises:
+            LatentFileError: no chunk is sound, or the damage is not in the chunks.
+        """
+        if self._reader is not None:
+            self._mended = MendedLatents(self._reader)
+            self.read = self._mended.read
+            self._mended.look_over(latent_frame_count(first + 1) - 1, latent_frame_count(stop))
+
+    def replaced_frames(self) -> list[tuple[int, int]]:
+        """First and last frame of each stretch of the video whose latents were damaged, as far as they were looked for."""
+        spans = self._mended.replaced if self._mended else []
+        return [(max(0, frame_count(start)), min(self.num_frames, frame_count(stop)) - 1) for start, stop in spans]
+
     def sidecar(self) -> BinaryIO | None:
         """Sound and subtitles as a Matroska file, of use until this is closed; None where there are none.
 
@@ -176,6 +212,35 @@ class LatentVideo:
             LatentFileError: they are damaged.
         """
         return self._reader.open_tensor("sidecar") if self._reader is not None and self.has_sidecar else None
+
+    def tags(self) -> ContainerTags:
+        """Titles and chapters of the source, none where the file holds none.
+
+        Raises:
+            LatentFileError: they are damaged.
+        """
+        if self._reader is None or "tags" not in self._reader.tensor_names:
+            return ContainerTags()
+        return ContainerTags.from_bytes(self._reader.tensor("tags").tobytes())
+
+    def anchors_fit(self, tiling: Tiling) -> bool:
+        """Whether there are anchors, and `tiling` cuts the chunks that they were made for."""
+        own = self.tiling
+        return self.has_anchors and own is not None and (own.chunk, own.chunk_overlap) == (tiling.chunk, tiling.chunk_overlap)
+
+    def anchors(self) -> Anchors:
+        """The anchors of a file that has them, of use until this is closed; all of them are read once, to check them.
+
+        Raises:
+            LatentFileError: they are damaged, or not those of the file's chunks.
+        """
+        assert self._reader is not None and self.tiling is not None
+        _, *shape = self._reader.shape
+        stride = chunk_stride(self.tiling.chunk, self.tiling.chunk_overlap)
+        anchors = Anchors(self._reader.open_tensor("anchors"), (*shape,), self._reader.dtype, stride)
+        if anchors.count != chunk_count(self.latent_frames, self.tiling) - 1:
+            raise LatentFileError(f"{self.path} holds {anchors.count} anchors, not one for each chunk; encode the video again.")
+        return anchors
 
     def close(self) -> None:
         """Close the file."""
@@ -187,6 +252,18 @@ class LatentVideo:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _record(model: dict) -> dict[str, str | None]:
+    """Name and fingerprint out of a file's record of its model."""
+    return {key: None if model[key] is None else text_of(model[key]) for key in ("name", "sha256")}
+
+
+def _believable(pts: np.ndarray, durations: np.ndarray, zero: Fraction) -> bool:
+    """Whether times rise from frame to frame, and they and the origin (in ticks) stay within what FFmpeg counts with."""
+    rising = (pts[1:] > pts[:-1]).all() and (durations >= 0).all()
+    near = max(pts.max(), durations.max()) < FARTHEST and pts.min() > -FARTHEST and abs(zero) < FARTHEST
+    return bool(rising and near)
 
 
 def check_model(latents: LatentVideo, model: Autoencoder) -> None:
@@ -215,6 +292,6 @@ def recorded_model(path: str | Path) -> tuple[str | None, str | None]:
     with LatentReader(path) as reader:
         try:
             model = json.loads(reader.metadata["model"])
-            return model["name"], model["revision"]
-        except (KeyError, TypeError, ValueError):
+            return (_record(model)["name"], None if model["revision"] is None else text_of(model["revision"]))
+        except (KeyError, TypeError, ValueError, RecursionError):
             return None, None

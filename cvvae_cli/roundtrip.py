@@ -17,13 +17,15 @@ import torch
 from cvvae_cli.autoencoder import Autoencoder
 from cvvae_cli.codec import Plan, Progress, no_progress
 from cvvae_cli.config import Tiling
-from cvvae_cli.decoding import DecodeOptions, DecodeReport, decode_file, decoded_frames
+from cvvae_cli.decoded_frames import decoded_frames
+from cvvae_cli.decoding import DecodeOptions, DecodeReport, decode_file
 from cvvae_cli.encoding import EncodeOptions, EncodeReport, encode_file
 from cvvae_cli.errors import QualityError
 from cvvae_cli.latent_video import LatentVideo, check_model
 from cvvae_cli.media import keep_inputs
 from cvvae_cli.memory_model import tiling_within
 from cvvae_cli.metrics import Comparison, Quality
+from cvvae_cli.reading import PLAIN
 from cvvae_cli.video_io import VideoReader, VideoWriter, probe
 
 
@@ -39,7 +41,7 @@ class SourceComparison:
 
     Args:
         source: the video.
-        latents: which part and size of it the decoded frames show; None for all of it.
+        latents: which part and size of it the decoded frames show, and how it was read; None for all of it.
         with_ssim: whether to measure SSIM, most of the work.
         skip: source frames to pass over first.
     """
@@ -48,7 +50,7 @@ class SourceComparison:
         self._comparison = Comparison(with_ssim)
         size = None if latents is None else (latents.width, latents.height)
         start = 0.0 if latents is None else latents.start
-        self._reader = VideoReader(source, start=start, size=size)
+        self._reader = VideoReader(source, start=start, size=size, reading=latents.reading if latents else PLAIN)
         self._frames = itertools.islice(self._reader, skip, None)
         self._compared = 0
 
@@ -187,7 +189,7 @@ def roundtrip_file(
 
 def _try_output(source: str | Path, output: str | Path, encode: EncodeOptions, decode: DecodeOptions) -> None:
     """Open the output and discard it: hours of encoding should not end at a name or an option that is refused."""
-    info = probe(source)
+    info = probe(source, encode.reading)
     width, height = encode.size or (info.width, info.height)
     VideoWriter(
         output,

@@ -226,7 +226,7 @@ def test_frames_that_do_not_fit_are_a_sentence_too(model):
 def test_the_clock_counts_each_stage(model):
     clock = StageClock()
     with torch.inference_mode():
-        moments = torch.cat(list(encode_frames(model, [to_bytes(video(9, 16, 16))], Plan(Tiling()), clock)), dim=2)
+        moments = torch.cat(list(encode_frames(model, [to_bytes(video(9, 16, 16))], Plan(Tiling()), clock=clock)), dim=2)
         assert set(clock.seconds) == {"blend", "to device", "encode"}
         list(decode_frames(model, [moments[:, :4]], Plan(Tiling()), clock=clock))
     assert set(clock.seconds) == {"blend", "to device", "encode", "decode", "from device"} and min(clock.seconds.values()) > 0

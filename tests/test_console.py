@@ -1,6 +1,7 @@
 """How numbers, tables and progress are said: plurals, sizes, 80 columns, and lines that end with the whole."""
 
 import json
+import re
 from collections.abc import Callable
 
 import pytest
@@ -78,7 +79,7 @@ def test_lines_on_the_way_tell_the_time_left_and_the_last_is_not_said_twice(
         progress(1, 2)
         progress(2, 2)
     first, last = capsys.readouterr().err.splitlines()
-    assert first.startswith("decode: 1 of 2 frames, ") and first.endswith(" s left")
+    assert re.fullmatch(r"decode: 1 of 2 frames, \d+\.\d frames/s, \d+ s left, \d+ MiB", first)
     assert last.startswith("decode: 2 of 2 frames, ") and last.endswith(" frames/s")
 
 
@@ -139,3 +140,14 @@ def test_answers_are_one_object_or_a_table_or_nothing(capsys: pytest.CaptureFixt
 def test_notes_are_lines_on_stderr_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     Reporter().note("[bold] is no markup. " * 9, "Another.")
     assert capsys.readouterr() == ("", "[bold] is no markup. " * 9 + "\nAnother.\n")
+
+
+def test_what_ends_a_run_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    error = KeyboardInterrupt()
+    error.add_note("The same command goes on.")
+    for quiet, said in ((False, "resumed at frame 96\nThe same command goes on.\n"), (True, "")):
+        reporter = Reporter(quiet=quiet)
+        with pytest.raises(KeyboardInterrupt), reporter.progress("decode"):
+            reporter.resumed(96)
+            raise error
+        assert capsys.readouterr().err == said

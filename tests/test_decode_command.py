@@ -11,6 +11,8 @@ from command_line import QUALITY_KEYS, pictures
 from safetensors.torch import load_file, save_file
 from tiny_model import TINY
 
+from cvvae_cli.latent_file import LatentReader
+from cvvae_cli.latent_writer import LatentWriter
 from cvvae_cli.model_names import cached_path
 
 folder, latent, cvvae, answer = command_line.folder, command_line.latent, command_line.cvvae, command_line.answer
@@ -48,13 +50,32 @@ def test_latents_saved_by_hand_decode_to_the_same_frames(folder, latent, answer,
         assert difference.max() <= (1 if "scaled" in name else 0)
 
 
-def test_a_latent_file_names_its_model(cvvae, folder, latent, monkeypatch):
+def test_a_model_of_no_known_name_is_loaded_at_the_users_word_alone(cvvae, folder, latent, monkeypatch):
     monkeypatch.setenv("CVVAE_MODEL", "")
-    status, out, err = cvvae("decode", "clip.latent", "x.avi")
-    assert status == 2 and "x.avi" in err  # the file names its model, which lies in this folder
-    monkeypatch.chdir(folder.parent)
-    status, out, err = cvvae("decode", folder / "clip.latent", "x.mp4")
-    assert status == 5 and "'tiny.safetensors'" in err and "--model" in err
+    status, out, err = cvvae("decode", "clip.latent", "x.mp4")  # its model lies in this folder
+    assert status == 5 and "'tiny.safetensors'" in err and "pass --model tiny.safetensors." in err
+    assert cvvae("check", "clip.mp4", "clip.latent")[0] == 5
+    assert cvvae("decode", "clip.latent", "x.avi", "--model", "tiny.safetensors")[0] == 2  # nothing is wrong but the extension
+
+
+STRANGE = ["/etc/passwd", "../tiny.safetensors", "tiny.safetensors", ".", "evil/model", "evil/model/vae", "a/../../b", "x" * 150]
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_a_strangers_file_opens_no_path_and_no_repository(cvvae, folder, latent, monkeypatch, tmp_path, name):
+    def refuse(*where, **how):
+        raise AssertionError(f"{where} was asked for")
+
+    with LatentReader(latent) as reader, LatentWriter(tmp_path / "x", *reader.shape[1:]) as writer:
+        writer.append(reader.read(0, reader.shape[0]))
+        model = json.loads(reader.metadata["model"]) | {"name": name, "revision": "refs/pr/1"}
+        tensors = {key: reader.tensor(key) for key in ("pts", "durations")}
+        writer.close(reader.metadata | {"model": json.dumps(model)}, tensors)
+    monkeypatch.setenv("CVVAE_MODEL", "")
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    monkeypatch.setattr("cvvae_cli.checkpoint.load_model", refuse)
+    status, out, err = cvvae("decode", tmp_path / "x", tmp_path / "x.mp4")
+    assert status == 5 and f"pass --model {name}." in err and err.count("\n") == 1
 
 
 @pytest.mark.skipif(cached_path("default") is None, reason="the default weights are not in this checkout")

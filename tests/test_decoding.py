@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 
+import av
 import encoded_clip
 import numpy as np
 import pytest
@@ -170,3 +171,29 @@ def test_a_picture_is_a_video_of_one_frame(model, tmp_path):
     assert encode_file(tmp_path / "still.png", tmp_path / "still.latent", model=model).frames == 1
     decode_file(tmp_path / "still.latent", tmp_path / "back.png", model=model)
     assert np.array_equal(frames_of(tmp_path / "back.png")[0], decoded(tmp_path / "still.latent", model))
+
+
+def test_titles_and_chapters_come_back(folder, model, tmp_path):
+    source = tmp_path / "titled.mkv"
+    with av.open(str(folder / "clip.mp4")) as original, av.open(str(source), "w") as copy:
+        stream = copy.add_stream_from_template(original.streams.video[0])
+        copy.metadata["title"] = "Waves"
+        copy.set_chapters([
+            {"id": i + 1, "start": start, "end": end, "time_base": Fraction(1, 1000), "metadata": {"title": name}}
+            for i, (start, end, name) in enumerate([(0, 700, "first"), (700, 1840, "second")])
+        ])  # fmt: skip
+        for packet in original.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                copy.mux(packet)
+    encode_file(source, tmp_path / "a.latent", model=model, tiling=TILING)
+    for name, options, chapters in (
+        ("a.mp4", DecodeOptions(), [(0, 700, "first"), (700, 1840, "second")]),
+        ("b.mkv", DecodeOptions(), [(0, 700, "first"), (700, 1840, "second")]),
+        ("c.mkv", DecodeOptions(max_frames=4), [(0, 280, "first")]),
+    ):
+        decode_file(tmp_path / "a.latent", tmp_path / name, model=model, options=options)
+        with av.open(str(tmp_path / name)) as back:
+            found = [[round(c[key] * Fraction(c["time_base"]) * 1000) for key in ("start", "end")] for c in back.chapters()]
+            assert back.metadata["title"] == "Waves"
+            assert [(*times, c["metadata"]["title"]) for times, c in zip(found, back.chapters(), strict=True)] == chapters

@@ -167,15 +167,117 @@ def drop_times(metadata, tensors):
     del tensors["pts"]
 
 
+def write_spoilt(folder, path, metadata, tensors):
+    with LatentWriter(path, 4, 3, 4, overwrite=True) as writer:
+        writer.append(stored(folder).numpy())
+        texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
+        writer.close(texts, tensors)
+
+
 @pytest.mark.parametrize("spoil", [spoil_tiling, spoil_rate, drop_model, one_frame_more, no_frames, another_size, drop_times])
 def test_a_description_that_does_not_fit_is_refused(folder, tmp_path, spoil):
     metadata, tensors = described(folder)
     spoil(metadata, tensors)
-    with LatentWriter(tmp_path / "spoilt.latent", 4, 3, 4) as writer:
-        writer.append(stored(folder).numpy())
-        writer.close({key: json.dumps(value) for key, value in metadata.items()}, tensors)
+    write_spoilt(folder, tmp_path / "spoilt.latent", metadata, tensors)
     with pytest.raises(LatentFileError, match="spoilt.latent"):
         LatentVideo.open(tmp_path / "spoilt.latent", TINY)
+
+
+HUGE = 10**400
+TEXTS = ("", "x", "1e999999999", "1/0", "-1/2", "1/3/5")
+STRANGE = [None, True, -1, 0, 2**40, HUGE, 1.5, float("nan"), float("inf"), [], {}, *TEXTS]
+LEGIT = {  # what is a fair value after all
+    "source.num_frames": (None, 0, 2**40),
+    "source.duration_seconds": (None, -1, 0, 2**40, 1.5),
+    "source.rotation": (0,),
+    "source.pix_fmt": TEXTS,
+    "source.codec": TEXTS,
+    "source.audio_codecs": (*TEXTS, [], {}),
+    "colour.matrix": (0,),
+    "colour.range": (0,),
+    "video.start": (-1, 0, 2**40, 1.5),
+    "video.origin": ("-1/2",),
+    "tiling.overlap": (0,),
+    "tiling.chunk_overlap": (0,),
+    "model.name": (None, *TEXTS),
+    "model.sha256": (None, *TEXTS),
+}
+
+
+@pytest.mark.parametrize(
+    ("table", "key"),
+    [("video", key) for key in ("width", "height", "num_frames", "start", "origin", "source")]
+    + [("source", key) for key in ("width", "frame_rate", "time_base", "num_frames", "duration_seconds", "sample_aspect_ratio")]
+    + [("source", key) for key in ("rotation", "pix_fmt", "codec", "bit_depth", "audio_codecs", "colour")]
+    + [("colour", "matrix"), ("colour", "range"), ("model", "name"), ("model", "sha256")]
+    + [("tiling", key) for key in ("tile", "overlap", "chunk", "chunk_overlap", "batch", "mode", "norm")],
+)
+def test_strange_values_are_refused_in_one_short_sentence(folder, tmp_path, table, key):
+    for value in STRANGE:
+        metadata, tensors = described(folder)
+        source = metadata["video"]["source"]
+        tables = {"source": source, "colour": source["colour"], "tiling": metadata["encoding"]["tiling"]} | metadata
+        tables[table][key] = value
+        write_spoilt(folder, tmp_path / "x", metadata, tensors)
+        if any(type(value) is type(one) and value == one for one in LEGIT.get(f"{table}.{key}", ())):
+            LatentVideo.open(tmp_path / "x", TINY).close()
+            continue
+        with pytest.raises(LatentFileError) as caught:
+            LatentVideo.open(tmp_path / "x", TINY)
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 400, value
+        recorded_model(tmp_path / "x")
+
+
+@pytest.mark.parametrize("key", ["video", "encoding", "model"])
+@pytest.mark.parametrize("text", ["[" * 100_000, "", "null", "3", "[]", '"text"', "{}", '{"source":' * 900 + "1" + "}" * 900])
+def test_strange_json_is_refused(folder, tmp_path, key, text):
+    metadata, tensors = described(folder)
+    write_spoilt(folder, tmp_path / "x", metadata | {key: text}, tensors)
+    with pytest.raises(LatentFileError, match="lacks a description"):
+        LatentVideo.open(tmp_path / "x", TINY)
+    recorded_model(tmp_path / "x")
+
+
+@pytest.mark.parametrize("place", [0, 5, 10])
+@pytest.mark.parametrize("value", [2**63 - 1, -(2**63), 2**60])
+def test_times_that_do_not_rise_or_overflow_are_refused(folder, tmp_path, place, value):
+    metadata, tensors = described(folder)
+    for name in ("pts", "durations"):
+        changed = tensors | {name: tensors[name].copy()}
+        changed[name][place] = value
+        write_spoilt(folder, tmp_path / "x", metadata, changed)
+        with pytest.raises(LatentFileError, match="times or a pixel aspect"):
+            LatentVideo.open(tmp_path / "x", TINY)
+    write_spoilt(folder, tmp_path / "x", metadata, tensors | {"pts": tensors["pts"].astype(np.float64)})
+    with pytest.raises(LatentFileError, match="another video"):
+        LatentVideo.open(tmp_path / "x", TINY)
+
+
+@pytest.mark.parametrize("aspect", ["8193/1", "1/8193", "2147483647/1", "1/2147483647"])
+def test_a_pixel_aspect_that_ffmpeg_cannot_hold_is_refused(folder, tmp_path, aspect):
+    small, large = {"width": 1, "height": 65535}, {"width": 65535, "height": 1}
+    for size in ({}, large if aspect.endswith("/1") else small):
+        metadata, tensors = described(folder)
+        metadata["video"]["source"] |= {"sample_aspect_ratio": aspect, **size}
+        write_spoilt(folder, tmp_path / "x", metadata, tensors)
+        with pytest.raises(LatentFileError, match="pixel aspect"):
+            LatentVideo.open(tmp_path / "x", TINY)
+    metadata["video"]["source"] |= {"sample_aspect_ratio": "2147483647/2147483646", "width": 65535, "height": 65534}
+    write_spoilt(folder, tmp_path / "x", metadata, tensors)
+    with LatentVideo.open(tmp_path / "x", TINY) as video:
+        assert video.sample_aspect_ratio.denominator <= 2**18
+        assert abs(video.sample_aspect_ratio - Fraction(2147483647 * 65535 * 20, 2147483646 * 65534 * 30)) < 1e-10
+
+
+def test_what_a_later_version_may_add_to_the_description_is_passed_over(folder, tmp_path):
+    metadata, tensors = described(folder)
+    source = metadata["video"]["source"]
+    for table in (metadata["video"], source, source["colour"], metadata["encoding"]["tiling"], metadata["model"]):
+        table["later"] = {"deep": [1]}
+    write_spoilt(folder, tmp_path / "x", metadata | {"more": "no JSON"}, tensors | {"depth": np.zeros(3, np.uint8)})
+    with LatentVideo.open(tmp_path / "x", TINY) as new, LatentVideo.open(folder / "clip.latent", TINY) as old:
+        assert (new.colour, new.tiling, new.model, new.num_frames) == (old.colour, old.tiling, old.model, old.num_frames)
+        assert np.array_equal(new.read(0, 4), old.read(0, 4))
 
 
 def test_latents_that_were_scaled_back_already_are_not_scaled_back_twice(tmp_path):

@@ -1,6 +1,8 @@
 """`cvvae roundtrip`: what it answers."""
 
+import av
 import command_line
+from clips import moving_pictures, write_video
 from command_line import QUALITY_KEYS, pictures
 from safetensors.torch import load_file
 
@@ -18,3 +20,13 @@ def test_roundtrip_prints_what_is_promised(folder, answer, tmp_path):
     assert values["psnr_file_db"] == values["psnr_db"] and values["latent_bytes"] == 3 * 4 * 3 * 5 * 4
     assert pictures(tmp_path / "back.mkv").shape == (6, 24, 40, 3) and load_file(tmp_path / "x")["latents"].shape == (3, 4, 3, 5)
     assert "Tile 100 px with overlap 24 px is rounded to 96 and 24 px (cells of 8 px)." in values["notes"]
+
+
+def test_numbered_pictures_and_options_of_reading_reach_both_sides(answer, tmp_path):
+    for number, picture in enumerate(moving_pictures(6, 32, 24)):
+        write_video(tmp_path / f"{number}.png", [picture], codec="png")
+    values = answer("roundtrip", tmp_path / "%d.png", tmp_path / "back.mkv", "--fps", "30", "--codec", "ffv1")
+    assert (values["frames"], values["frames_missing"], values["notes"]) == (6, 0, [])
+    assert values["psnr_file_db"] == values["psnr_db"]
+    with av.open(str(tmp_path / "back.mkv")) as container:
+        assert [round(30 * frame.time, 1) for frame in container.decode(video=0)] == [0, 1, 2, 3, 4, 5]

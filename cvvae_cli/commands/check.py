@@ -28,8 +28,8 @@ def check(
 ) -> None:
     """Compare a video with its latents or its decoded copy."""
     reporter = Reporter(as_json, quiet)
-    for path in (source, copy):
-        o.require_file(path, VideoError)
+    o.require_source(source)
+    o.require_file(copy, VideoError)
     from cvvae_cli.latent_file import is_latent_file
     from cvvae_cli.latent_video import LatentVideo
     from cvvae_cli.roundtrip import check_latents, check_video

@@ -48,6 +48,7 @@ def decode(
     layout: Annotated[str | None, typer.Option(help=_LAYOUT_HELP)] = None,
     scaled: Annotated[bool, typer.Option("--scaled", help=_SCALED_HELP)] = False,
     against: Annotated[Path | None, typer.Option(metavar="SOURCE", help=_AGAINST_HELP)] = None,
+    keep_going: o.KeepGoing = False,
     overwrite: o.Overwrite = False,
     as_json: o.AsJson = False,
     quiet: o.Quiet = False,
@@ -67,7 +68,7 @@ def decode(
     from cvvae_cli.media import keep_inputs
     from cvvae_cli.roundtrip import SourceComparison
 
-    settings = DecodeOptions(start, frames, rate, audio, codec, crf, preset, pix_fmt, pairs, overwrite)
+    settings = DecodeOptions(start, frames, rate, audio, codec, crf, preset, pix_fmt, pairs, overwrite, keep_going)
     loaded = o.model_of_latents(latents, model, revision, device, dtype)
     notes, quality = [], None
     with ExitStack() as stack:
@@ -84,7 +85,7 @@ def decode(
         progress = stack.enter_context(reporter.progress("decode"))
         report = decode_file(
             opened, output, model=loaded, tiling=plan, options=settings, progress=progress,
-            observe=comparison.add if comparison else None,
+            observe=comparison.add if comparison else None, resumed=reporter.resumed,
         )  # fmt: skip
         if comparison:
             quality = comparison.result(stop - first, opened.to_end and stop == opened.num_frames)
@@ -92,7 +93,9 @@ def decode(
     reporter.note(*notes)
     values = {
         "output": str(output), **o.described(loaded), "frames": report.frames, "width": report.width, "height": report.height,
-        "seconds": report.seconds, "decode_fps": report.fps, "quality": quality.to_dict() if quality else None, "notes": notes,
+        "seconds": report.seconds, "decode_fps": report.fps, "resumed_at": report.resumed_at,
+        "quality": quality.to_dict() if quality else None, "notes": notes,
+        "replaced_frames": report.replaced_frames,
     }  # fmt: skip
     rows = [
         ("video", f"{counted(report.frames, 'frame')} of {report.width}x{report.height}"),
@@ -101,3 +104,5 @@ def decode(
         *(quality_rows(quality) if quality else []),
     ]
     reporter.answer(values, str(output), rows)
+    if report.damage:
+        raise LatentFileError(f"{latents} is damaged; {output} was written, but not all of it is right: encode the video again.")

@@ -10,19 +10,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cvvae_cli.config import Tiling
-from cvvae_cli.errors import CvvaeError, DeviceError, LatentFileError, ModelError, OutputError, UsageError
+from cvvae_cli.errors import CvvaeError, DeviceError, LatentFileError, ModelError, OutputError, UsageError, VideoError
 from cvvae_cli.geometry import SPATIAL_COMPRESSION_RATIO as CELL
 from cvvae_cli.host_memory import keep_freed_memory
 from cvvae_cli.model_names import KNOWN_MODELS, hub_folder, shown_name
+from cvvae_cli.picture_sequence import find_sequence, is_sequence
+from cvvae_cli.reading import Reading
+from cvvae_cli.standard_input import STANDARD_INPUT
 
 if TYPE_CHECKING:
     from cvvae_cli.autoencoder import Autoencoder
 
-MODEL, DEVICE, CUTTING, VIDEO = "Model", "Device", "Tiles and chunks", "Video file"
+MODEL, DEVICE, CUTTING, SOURCE, VIDEO = "Model", "Device", "Tiles and chunks", "Reading the video", "Video file"
 
 _MODEL_HELP = (
     "A name (see `cvvae models`), hub id, folder or weights file. By default the model in the package; "
-    "for a latent file, the one that made it."
+    "for a latent file, the one that made it, where its name is a known one."
 )
 _DTYPE_HELP = "Type to compute in: auto, float32, bfloat16 or float16."
 _TILE_HELP = (
@@ -59,6 +62,19 @@ TilingMode = Annotated[
     str | None,
     typer.Option("--tiling", help="blend (the default) or official, the release's own algorithm.", rich_help_panel=CUTTING),
 ]
+SOURCE_HELP = (
+    "A video, a picture (a video of one frame), numbered pictures (frames/%04d.png), or - for a video on the standard input, "
+    "which is first copied beside the output, to a file without a name that is gone at the end."
+)
+_STRICT_HELP = "Stop at a damaged packet, a lost frame or a wrong timestamp, instead of going on as players do."
+_STREAM_HELP = "Which video stream, as ffprobe numbers them; by default the first that is no cover picture."
+_RATE_HELP = "Pictures per second of numbered pictures; 24 by default."
+Strict = Annotated[bool, typer.Option("--strict", help=_STRICT_HELP, rich_help_panel=SOURCE)]
+Stream = Annotated[int | None, typer.Option(min=0, metavar="N", help=_STREAM_HELP, rich_help_panel=SOURCE)]
+Deinterlace = Annotated[
+    bool, typer.Option("--deinterlace", help="Make whole pictures of interlaced ones, one for one.", rich_help_panel=SOURCE)
+]
+SourceRate = Annotated[str | None, typer.Option("--fps", metavar="RATE", help=_RATE_HELP, rich_help_panel=SOURCE)]
 Start = Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Skip so many seconds first.")]
 Frames = Annotated[int | None, typer.Option(min=1, metavar="N", help="Stop after so many frames.")]
 Audio = Annotated[bool, typer.Option("--audio/--no-audio", help="Keep sound and subtitles.")]
@@ -67,6 +83,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Answer with one JSON objec
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no table, only errors (and --json).")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", "-y", help="Replace an existing output.")]
 LatentDtype = Annotated[str, typer.Option(help="How latents are stored: float16, bfloat16 or float32.")]
+KeepGoing = Annotated[
+    bool,
+    typer.Option("--keep-going", help="Fill damaged chunks from their neighbours, write the video and exit with status 4."),
+]
 Size = Annotated[str | None, typer.Option(metavar="WxH", help="Resize to exactly so many pixels before encoding.")]
 Codec = Annotated[
     str | None, typer.Option(help="Video encoder; libx264 by default (libvpx-vp9 for .webm).", rich_help_panel=VIDEO)
@@ -186,6 +206,33 @@ def rate_of(text: str | None) -> Fraction | None:
     return rate
 
 
+def require_source(source: Path) -> None:
+    """Fail at once where there is no such video.
+
+    Raises:
+        VideoError: there is no such file and no such numbered picture.
+    """
+    if is_sequence(source):
+        find_sequence(source)
+    else:
+        require_file(source, VideoError)
+
+
+def reading_of(source: Path, stream: int | None, fps: str | None, deinterlace: bool, strict: bool) -> Reading:
+    """How the options say that a video is read.
+
+    Raises:
+        UsageError: a rate for what has its own times.
+        VideoError: there is no such file and no such numbered picture.
+    """
+    rate, numbered = rate_of(fps), is_sequence(source)
+    if source != STANDARD_INPUT:
+        require_source(source)
+    if rate is not None and not numbered:
+        raise UsageError(f"--fps {fps} is for numbered pictures, and {source} has times of its own; leave it out.")
+    return Reading(stream, rate, deinterlace, strict)
+
+
 def encoder_options_of(pairs: list[str] | None) -> tuple[tuple[str, str], ...]:
     """NAME=VALUE pairs.
 
@@ -212,27 +259,34 @@ def model_of(name: str | None, revision: str | None, device: str, dtype: str) ->
 
 
 def model_of_latents(path: Path, name: str | None, revision: str | None, device: str, dtype: str) -> "Autoencoder":
-    """Load the model that the options name; without a name the one that the latent file was made with.
+    """Load the model that the options name; without a name the one that the latent file was made with, if it is a known one.
+
+    A file may come from a stranger: no path and no repository is opened on its word alone.
 
     Raises:
         LatentFileError: both are known models and not the same; said before anything is loaded or fetched.
-        ModelError: the recorded model is not to be had under its name.
+        ModelError: the recorded model is no known one, or is not to be had.
     """
     from cvvae_cli.latent_video import recorded_model
 
     recorded, made_at = recorded_model(path)
+    made_by = known_model(recorded)
     if name:
-        made_by, given = known_model(recorded), known_model(name)
+        given = known_model(name)
         if made_by and given and made_by != given:
             raise LatentFileError(f"{path} holds latents of {made_by}, and the model given is {given}; pass --model {made_by}.")
         return model_of(name, revision, device, dtype)
+    if recorded is None:
+        return model_of(None, revision, device, dtype)
+    if made_by is None:
+        found = f"{path} was made with the model {recorded!r}"
+        raise ModelError(f"{found}, which is no known one and loaded at your word alone; pass --model {recorded}.")
+    commit = made_at if made_at and re.fullmatch("[0-9a-f]{40}", made_at) else None
     try:
-        return model_of(recorded, revision or made_at, device, dtype)
+        return model_of(made_by, revision or commit, device, dtype)
     except ModelError as error:
-        if recorded is None:
-            raise
         reason = str(error).rstrip(".")
-        raise ModelError(f"{path} was made with the model {recorded!r}, not at hand here ({reason}); pass --model.") from error
+        raise ModelError(f"{path} was made with the model {made_by!r}, not at hand here ({reason}); pass --model.") from error
 
 
 def known_model(model: str | None) -> str | None:

@@ -1,5 +1,6 @@
 """`cvvae roundtrip`."""
 
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -8,13 +9,13 @@ import typer
 from cvvae_cli.commands import options as o
 from cvvae_cli.commands.check import gate, quality_rows
 from cvvae_cli.console import Reporter, counted, size_text
-from cvvae_cli.errors import VideoError
+from cvvae_cli.standard_input import source_path
 
 EPILOG = o.examples("cvvae roundtrip in.mp4", "cvvae roundtrip in.mp4 back.mp4 --frames 65 --min-psnr 28 --json")
 
 
 def roundtrip(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="The video.")],
+    source: Annotated[Path, typer.Argument(metavar="IN", help=o.SOURCE_HELP, allow_dash=True)],
     output: Annotated[Path | None, typer.Argument(metavar="OUT", help="Write the decoded video here.")] = None,
     model: o.Model = None,
     revision: o.Revision = None,
@@ -30,6 +31,10 @@ def roundtrip(
     frames: o.Frames = None,
     size: o.Size = None,
     latent_dtype: o.LatentDtype = "float16",
+    stream: o.Stream = None,
+    fps: o.SourceRate = None,
+    deinterlace: o.Deinterlace = False,
+    strict: o.Strict = False,
     latents: Annotated[Path | None, typer.Option(help="Keep the latent file here.")] = None,
     min_psnr: o.MinPsnr = None,
     codec: o.Codec = None,
@@ -42,7 +47,7 @@ def roundtrip(
     """Encode a video, decode it again, and say how close it came."""
     reporter = Reporter(as_json, quiet)
     plan, wanted = o.Cut(tile, overlap, chunk, chunk_overlap, batch, tiling, norm).tiling(), o.size_of(size)
-    o.require_file(source, VideoError)
+    reading = o.reading_of(source, stream, fps, deinterlace, strict)
     for path in (output, latents):
         o.require_free(path, overwrite)
     from cvvae_cli.decoding import DecodeOptions
@@ -50,10 +55,11 @@ def roundtrip(
     from cvvae_cli.roundtrip import roundtrip_file
 
     loaded = o.model_of(model, revision, device, dtype)
-    with reporter.progress("encode", "decode") as progress:
+    beside = output or latents or Path(tempfile.gettempdir(), "any")
+    with source_path(source, beside.parent) as path, reporter.progress("encode", "decode") as progress:
         report = roundtrip_file(
-            source, output, model=loaded, tiling=plan, latents=latents, progress=progress,
-            encode=EncodeOptions(max_frames=frames, size=wanted, latent_dtype=latent_dtype, overwrite=overwrite),
+            path, output, model=loaded, tiling=plan, latents=latents, progress=progress,
+            encode=EncodeOptions(max_frames=frames, size=wanted, latent_dtype=latent_dtype, overwrite=overwrite, reading=reading),
             decode=DecodeOptions(codec=codec, crf=crf, preset=preset, overwrite=overwrite),
         )  # fmt: skip
     values = report.to_dict() | o.described(loaded)
