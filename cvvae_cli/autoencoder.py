@@ -14,7 +14,8 @@ from cvvae_cli.compact import CompactDecoder, CompactEncoder
 from cvvae_cli.config import CompactConfig, CVVAEConfig, ModelConfig
 from cvvae_cli.errors import ModelError, UsageError
 from cvvae_cli.geometry import RGB, SPATIAL_COMPRESSION_RATIO, TEMPORAL_COMPRESSION_RATIO
-from cvvae_cli.layers import STYLES, BlockOptions, MidBlock, NormConv, PaddedConv3d, Padding, ResidualBlock, Upsample, run_blocks
+from cvvae_cli.layers import STYLES, BlockOptions, MidBlock, NormConv, PaddedConv3d, Padding, ResidualBlock, run_blocks
+from cvvae_cli.upsampling import Upsample
 
 # Time halves at the first and third of the three downsamplings, and doubles at the mirrored upsamplings.
 DOWNSAMPLE_STRIDES = ((2, 2, 2), (1, 2, 2), (2, 2, 2))

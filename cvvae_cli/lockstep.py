@@ -31,11 +31,11 @@ from cvvae_cli.layers import (
     ResidualBlock,
     SpatialAttention,
     TemporalAttention,
-    Upsample,
     as_frames,
     from_frames,
 )
 from cvvae_cli.parked_rows import ParkedRows, RowReader
+from cvvae_cli.upsampling import Upsample
 from cvvae_cli.window_convolution import KERNEL, WindowConvolution, window_convolution
 
 # The plain kernel would lay out the scores of all pixels with all pixels: 31 GiB in bf16 for one frame of 4K.

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cvvae_cli.convolution import conv3d
-from cvvae_cli.layers import FrameConv, PaddedConv3d, Upsample, as_frames, from_frames
+from cvvae_cli.layers import FrameConv, PaddedConv3d, as_frames, from_frames
+from cvvae_cli.upsampling import Upsample
 
 KERNEL = 3
 

@@ -1,14 +1,12 @@
 """The building blocks against slow references that follow the description word by word."""
 
-import copy
 import dataclasses
 import itertools
-import pickle
-from collections.abc import Callable
 
 import pytest
 import torch
 from cvvae_kernels import group_statistics, pad3d_reference
+from layer_references import slow_pad, video
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -26,12 +24,11 @@ from cvvae_cli.layers import (
     ResidualBlock,
     SpatialAttention,
     TemporalAttention,
-    Upsample,
     as_frames,
     from_frames,
     run_blocks,
-    unstack_time,
 )
+from cvvae_cli.upsampling import Upsample
 
 PADDINGS = [
     pytest.param(getattr(style, name), id=f"{variant}-{name}")
@@ -43,26 +40,6 @@ PADDINGS = [
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
-
-
-def video(*shape: int) -> Tensor:
-    return torch.randn(*shape).contiguous(memory_format=torch.channels_last_3d)
-
-
-def slow_pad(x: Tensor, padding: Padding) -> Tensor:
-    """Index by index: what lies outside is the nearest inside, or zero."""
-    sizes = x.shape[2:]
-    before = (padding.time[0], padding.space[0], padding.space[2])
-    after = (padding.time[1], padding.space[1], padding.space[3])
-    modes = (padding.time_mode, padding.space_mode, padding.space_mode)
-    out = x.new_zeros(*x.shape[:2], *(b + n + a for b, n, a in zip(before, sizes, after)))
-    for place in itertools.product(*(range(n) for n in out.shape[2:])):
-        inside = [p - b for p, b in zip(place, before)]
-        outside = [not 0 <= i < n for i, n in zip(inside, sizes)]
-        if not any(o and mode == "zeros" for o, mode in zip(outside, modes)):
-            t, h, w = (min(max(i, 0), n - 1) for i, n in zip(inside, sizes))
-            out[(..., *place)] = x[:, :, t, h, w]
-    return out
 
 
 @pytest.mark.parametrize("padding", PADDINGS)
@@ -252,99 +229,12 @@ def test_mid_block_adds_its_attention_to_the_input_once() -> None:
     assert moments is None
 
 
-@pytest.mark.parametrize("variant", ["sd21", "sd3"])
-@pytest.mark.parametrize("doubles_time", [True, False])
-@pytest.mark.parametrize("size", [(3, 3, 2), (1, 2, 3), (2, 1, 1)])
-def test_upsample(variant: str, doubles_time: bool, size: tuple[int, int, int]) -> None:
-    padding = STYLES[variant].upsample
-    up, x = Upsample(4, padding, doubles_time), video(2, 4, *size)
-    large = x.repeat_interleave(2, dim=3).repeat_interleave(2, dim=4)
-    expected = F.conv3d(slow_pad(large, padding), up.conv.weight, up.conv.bias)
-    if doubles_time:
-        frames = [expected[:, 4 * n : 4 * n + 4, k] for k in range(size[0]) for n in range(2)]
-        expected = torch.stack(frames[1:], dim=2)
-    torch.testing.assert_close(up(x), expected)
-    with torch.no_grad():
-        folded = up(x)
-        assert folded.is_contiguous(memory_format=torch.channels_last_3d)
-        torch.testing.assert_close(folded, expected)
-    up, x = up.double(), x.double()
-    with torch.no_grad():
-        folded = up(x)
-    torch.testing.assert_close(folded, up(x), rtol=1e-12, atol=1e-12)
-
-
-def replace_weights(up: Upsample) -> None:
-    up.load_state_dict({name: 2 * tensor for name, tensor in up.state_dict().items()}, assign=True)
-
-
-def kept_by(up: Upsample) -> list[Tensor]:
-    return [kernel for _, _, kernel in up._folded.of(up.conv.weight)]
-
-
-@torch.no_grad()
-def test_folded_kernels_are_kept_in_eval_mode_alone() -> None:
-    up, x = Upsample(4, STYLES["sd21"].upsample, True), video(1, 4, 2, 2, 2)
-    expected = up(x)
-    assert up._folded._kernels == []
-    up.eval()
-    assert torch.equal(up(x), expected)
-    kept = kept_by(up)
-    assert torch.equal(up(x), expected) and all(a is b for a, b in zip(kept_by(up), kept, strict=True))
-    up.train()
-    assert up._folded._kernels == []
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        pytest.param(lambda up: up.conv.weight.mul_(2), id="in-place"),
-        pytest.param(lambda up: up.load_state_dict({name: 2 * t for name, t in up.state_dict().items()}), id="load"),
-        pytest.param(replace_weights, id="assign"),
-        pytest.param(lambda up: up.bfloat16().double(), id="dtype"),
-        pytest.param(lambda up: up.bfloat16().float(), id="there-and-back"),
-    ],
-)
-@torch.no_grad()
-def test_folded_kernels_follow_the_weight(change: Callable[[Upsample], object]) -> None:
-    up, x = Upsample(4, STYLES["sd3"].upsample, True).eval(), video(1, 4, 2, 2, 2)
-    before = up(x)
-    change(up)
-    fresh = Upsample(4, STYLES["sd3"].upsample, True).to(up.conv.weight.dtype)
-    fresh.load_state_dict(up.state_dict())
-    x = x.to(up.conv.weight.dtype)
-    assert torch.equal(up(x), fresh(x)) and not torch.equal(up(x), before.to(x.dtype))
-
-
-def test_folded_kernels_of_inference_tensors_follow_too() -> None:
-    with torch.inference_mode():
-        up, x = Upsample(4, STYLES["sd3"].upsample, False).eval(), video(1, 4, 2, 2, 2)
-        up.conv.bias.zero_()
-        before = up(x)
-        up.conv.weight.mul_(2)
-        assert torch.equal(up(x), 2 * before)
-
-
-@torch.no_grad()
-def test_folded_kernels_stay_at_home() -> None:
-    up, x = Upsample(4, STYLES["sd21"].upsample, True).eval(), video(1, 4, 2, 2, 2)
-    expected = up(x)
-    assert set(up.state_dict()) == {"conv.weight", "conv.bias"}
-    for twin in (copy.deepcopy(up), pickle.loads(pickle.dumps(up))):
-        assert twin._folded._kernels == [] and torch.equal(twin(x), expected)
-
-
 def test_frames_in_float32_stay_channels_last() -> None:
     """One small frame goes to a kernel of torch that answers in contiguous order."""
     conv, x = FrameConv(8, 8), video(1, 8, 1, 4, 4)
     out = conv(x)
     assert out.is_contiguous(memory_format=torch.channels_last_3d)
     torch.testing.assert_close(out[:, :, 0], F.conv2d(x[:, :, 0].contiguous(), conv.weight, conv.bias, padding=1))
-
-
-def test_unstack_time_keeps_one_frame_of_a_picture() -> None:
-    x = video(2, 6, 1, 2, 2)
-    assert torch.equal(unstack_time(x), x[:, 3:])
 
 
 def test_pointwise_is_a_convolution_of_size_one() -> None:
