@@ -1,6 +1,6 @@
 """Kill an encode and a decode at random moments, run the same command again each time, and compare the files.
 
-    python benchmarks/kill_and_resume.py CLIP --kills 100 --out benchmarks/kill_and_resume.json
+    python benchmarks/kill_and_resume.py CLIP --kills 100 --encode="--size 320x180" --out benchmarks/kill_and_resume.json
 
 A kill is SIGKILL to a process of its own, at a moment that is evenly distributed over the time that an uninterrupted run
 takes. "Repeated" is what a resumed run computes again: frames that the killed run had said to be done, less those that the
@@ -84,17 +84,18 @@ def main() -> None:
     parser.add_argument("clip", type=Path)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--model", default="default")
-    parser.add_argument("--options", nargs="*", default=["--device", "cpu"])
+    parser.add_argument("--encode", default="", help="more options of encode, in one string")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    rng, common = random.Random(arguments.seed), ["--model", arguments.model, *arguments.options]
+    rng, common = random.Random(arguments.seed), ["--model", arguments.model, "--device", "cpu"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         latents, video = folder / "a.latent", folder / "a.mp4"
-        encode = trial(["encode", str(arguments.clip), str(latents), *common], latents, arguments.kills, rng, folder)
+        more = arguments.encode.split()
+        encode = trial(["encode", str(arguments.clip), str(latents), *common, *more], latents, arguments.kills, rng, folder)
         decode = trial(["decode", str(latents), str(video), *common], video, arguments.kills, rng, folder)
-    answer = {"clip": arguments.clip.name, "encode": encode, "decode": decode}
+    answer = {"clip": arguments.clip.name, "encode_options": arguments.encode, "encode": encode, "decode": decode}
     print(json.dumps(answer, indent=1))
     if arguments.out:
         arguments.out.write_text(json.dumps(answer, indent=1) + "\n", encoding="utf-8")
