@@ -5,7 +5,8 @@ r"""How much harm tiles and chunks do: a row for each way to cut, over clips tha
 The first 49 frames of every clip (4 chunks of 17 that crossfade 4), with the short side reduced to 720 px where it is
 larger. Figures are those of `cvvae bench --fidelity`. Intervals are 95 %, from Student's t over the clips. "Over" is a
 ratio divided by the same ratio of the run that was not cut there, clip by clip, so that the picture's own part cancels.
-`--norm` adds the default cut with another contract of group norms.
+`--norm` adds the default cut with another contract of group norms; with `--norms-only` there is nothing but these and the
+default cut, and no ghosts: for an official architecture, whose round trips take minutes.
 """
 
 import argparse
@@ -93,12 +94,13 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=49)
     parser.add_argument("--short-side", type=int, default=720)
     parser.add_argument("--norm", action="append", default=[])
+    parser.add_argument("--norms-only", action="store_true")
     parser.add_argument("--pictures", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     device = resolve_device(arguments.device)
     model = load_model(arguments.model, device, resolve_dtype(arguments.dtype, device))
-    settings = [*SETTINGS, *(replace(Tiling(), norm=norm) for norm in arguments.norm)]
+    settings = [*(SETTINGS[:1] if arguments.norms_only else SETTINGS), *(replace(Tiling(), norm=norm) for norm in arguments.norm)]
     clips: list[str] = []
     found: list[list[dict[str, float | None]]] = [[] for _ in settings]
     for path in arguments.clips:
@@ -106,7 +108,7 @@ def main() -> None:
         RoundTrips(model, trips.source[:5]).run(settings[0])  # what a process does but once is not timed
         clips.append(f"{path.name} {trips.source.shape[2]}x{trips.source.shape[1]}")
         for tiling, rows in zip(settings, found):
-            report = measure_fidelity(trips, tiling)
+            report = measure_fidelity(trips, tiling, with_ghosts=not arguments.norms_only)
             rows.append(figures(report))
             print(json.dumps({"clip": clips[-1], **asdict(tiling), **rows[-1]}), flush=True)
             if arguments.pictures and tiling == settings[0]:

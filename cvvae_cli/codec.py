@@ -81,7 +81,8 @@ class Plan:
             advice = "free some memory or use another device"
             raise DeviceError(f"The device ran out of memory on a tile of {tiling.tile} px; {advice}.") from error
         self.tiling = smaller
-        self.notes.append(f"The device ran out of memory; the run went on with tiles of {smaller.tile} px, {smaller.batch} at a time.")
+        went_on = f"the run went on with tiles of {smaller.tile} px, {smaller.batch} at a time"
+        self.notes.append(f"The device ran out of memory; {went_on}.")
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return smaller
@@ -181,8 +182,9 @@ def decode_frames(
     first: int = 0,
     clock: StageClock | None = None,
     read_anchor: ReadAnchor | None = None,
+    deep: bool = False,
 ) -> Iterator[Tensor]:
-    """Decode a stream to 8-bit frames.
+    """Decode a stream to frames of 8 or 16 bits.
 
     Args:
         model: the autoencoder.
@@ -191,14 +193,16 @@ def decode_frames(
         first: position of the stream's first latent frame, the start of a chunk.
         clock: counts the stages "decode", "blend" and "from device".
         read_anchor: gives every chunk but the video's first its own first latent; None leaves its neighbour's.
+        deep: give 16 bits.
 
     Yields:
-        uint8 (B, 3, n', 8h, 8w) on the CPU, channels last in memory, in order. A stream that starts after 0 begins
-        with frame 4 `first` + 1.
+        uint8 (uint16 where `deep`) (B, 3, n', 8h, 8w) on the CPU, channels last in memory, in order. A stream that starts
+        after 0 begins with frame 4 `first` + 1.
     """
     clock = clock or StageClock()
     bands = _decoded_bands(model, latents, plan, first, clock, read_anchor)
-    for frames in clock.timed("blend", _whole_frames(bands, to_bytes, torch.uint8)):
+    convert, dtype = (to_words, torch.uint16) if deep else (to_bytes, torch.uint8)
+    for frames in clock.timed("blend", _whole_frames(bands, convert, dtype)):
         with clock.stage("from device"):
             frames = frames.cpu()
         yield frames
@@ -259,6 +263,11 @@ def to_bytes(values: Tensor) -> Tensor:
     return values.float().clamp(-1.0, 1.0).add_(1.0).mul_(127.5).round_().to(torch.uint8)
 
 
+def to_words(values: Tensor) -> Tensor:
+    """Pixels in [-1, 1], clamped and rounded to uint16; any shape and floating dtype, on their device."""
+    return values.float().clamp(-1.0, 1.0).add_(1.0).mul_(32767.5).round_().to(torch.uint16)
+
+
 def pad_to_cells(frames: Tensor) -> Tensor:
     """Repeat the last row and column until H and W are multiples of 8: (B, C, n, H, W) of any dtype."""
     height, width = frames.shape[3:]
@@ -271,7 +280,7 @@ def pad_to_cells(frames: Tensor) -> Tensor:
 
 
 def cropped_frames(pieces: Iterable[Tensor], height: int, width: int) -> Iterator[np.ndarray]:
-    """Single frames uint8 [H, W, 3] out of uint8 (1, 3, n, H', W') pieces, views of them where it can be."""
+    """Single frames [H, W, 3] out of uint8 or uint16 (1, 3, n, H', W') pieces, views of them where it can be."""
     for piece in pieces:
         for frame in piece[0].permute(1, 2, 3, 0).numpy():
             yield frame[:height, :width]

@@ -187,9 +187,9 @@ class FrameToRgb:
 
 
 class RgbToFrame:
-    """8-bit RGB images to frames that an encoder takes, in the matrix, range and siting that are tagged."""
+    """RGB images of 8 or 16 bits to frames that an encoder takes, in the matrix, range and siting that are tagged."""
 
-    def __init__(self, width: int, height: int, pix_fmt: str, colour: Colour, time_base: Fraction) -> None:
+    def __init__(self, width: int, height: int, pix_fmt: str, colour: Colour, time_base: Fraction, deep: bool = False) -> None:
         """
         Args:
             width: pixels.
@@ -197,11 +197,13 @@ class RgbToFrame:
             pix_fmt: FFmpeg's name of the encoder's pixel format.
             colour: complete (`Colour.for_yuv`); of no effect for RGB formats.
             time_base: seconds per tick of the frames' timestamps.
+            deep: the images have 16 bits.
         """
         self._colour = colour
+        self._source = "rgb48le" if deep else "rgb24"
         self._is_rgb = VideoFormat(pix_fmt, width, height).is_rgb
         self._graph = Graph()
-        source = self._graph.add_buffer(width=width, height=height, format="rgb24", time_base=time_base)
+        source = self._graph.add_buffer(width=width, height=height, format=self._source, time_base=time_base)
         scale = self._graph.add("scale", self._scale_arguments(has_subsampled_chroma(pix_fmt)))
         pixels = self._graph.add("format", f"pix_fmts={pix_fmt}")
         sink = self._graph.add("buffersink")
@@ -223,14 +225,17 @@ class RgbToFrame:
         """Converts one image.
 
         Args:
-            rgb: uint8 [height, width, 3].
+            rgb: uint8 [height, width, 3], uint16 where `deep`.
             pts: ticks.
             duration: ticks.
 
         Returns:
             A tagged frame with its time.
         """
-        image = VideoFrame.from_ndarray(np.ascontiguousarray(rgb), "rgb24")
+        if rgb.dtype == np.uint16 and not self._is_rgb:
+            # swscale takes 255 * 256 for white where it makes YUV of 16 bits, and would be 1/256 too bright.
+            rgb = rgb - (rgb >> 8)
+        image = VideoFrame.from_ndarray(np.ascontiguousarray(rgb), self._source)
         image.pts, image.time_base = pts, self._time_base
         self._graph.push(image)
         frame = self._graph.pull()
@@ -239,6 +244,11 @@ class RgbToFrame:
             frame.colorspace, frame.color_range = self._colour.matrix, self._colour.range
         frame.color_primaries, frame.color_trc = self._colour.primaries, self._colour.transfer
         return frame
+
+
+def is_deep(pix_fmt: str) -> bool:
+    """Whether a pixel format stores more than 8 bits per component."""
+    return av.VideoFormat(pix_fmt, 16, 16).components[0].bits > 8
 
 
 def has_subsampled_chroma(pix_fmt: str) -> bool:

@@ -74,6 +74,7 @@ class Reporter:
 
     def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
         self.as_json, self.quiet = as_json, quiet
+        self._already = 0
         self.out, self.err = Console(), Console(stderr=True)
         if not self.out.is_terminal and "COLUMNS" not in os.environ:
             self.out = Console(width=WIDTH_WITHOUT_TERMINAL)
@@ -86,6 +87,7 @@ class Reporter:
 
     def resumed(self, frame: int) -> None:
         """Say that the run goes on where an earlier one was stopped."""
+        self._already = frame
         self.note(f"resumed at frame {frame}")
 
     def answer(self, values: dict, title: str, rows: Sequence[tuple[str, str]]) -> None:
@@ -115,7 +117,9 @@ class Reporter:
 
     @contextmanager
     def progress(self, *passes: str) -> Iterator[Callback]:
-        """A bar with frames/s, time left and memory on a terminal, lines elsewhere, nothing if quiet; notes of an error that ends the run.
+        """A bar with frames/s, time left and memory on a terminal, lines elsewhere, nothing if quiet.
+
+        Notes of an error that ends the run are said.
 
         Args:
             passes: what is done with the frames, a word for each time that their count starts again.
@@ -132,11 +136,12 @@ class Reporter:
         if self.quiet:
             yield lambda done, total: None
         elif self.err.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn(), _Memory())
+            share = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+            columns = (*share, _Rate(), TimeRemainingColumn(), _Memory())
             with Progress(*columns, console=self.err, transient=True) as bar:
                 yield _on_bar(bar, passes)
         else:
-            lines = _Lines(self.note, passes)
+            lines = _Lines(self.note, passes, lambda: self._already)
             yield lines.update
             lines.end()
 
@@ -159,21 +164,20 @@ def _on_bar(bar: Progress, passes: Sequence[str]) -> Callback:
 class _Lines:
     """Progress in plain lines: one now and then, and one that says the whole when a pass is over."""
 
-    def __init__(self, say: Callable[[str], None], passes: Sequence[str]) -> None:
-        self._say, self._names = say, iter(passes)
+    def __init__(self, say: Callable[[str], None], passes: Sequence[str], already: Callable[[], int]) -> None:
+        """`already` gives the frames of an earlier run, which this one did not do."""
+        self._say, self._names, self._already = say, iter(passes), already
         self._name = next(self._names)
         self._began = self._said = self._updated = time.monotonic()
-        self._first, self._done, self._unsaid = (0, self._began), 0, False
+        self._done, self._unsaid = 0, False
         self._total: int | None = None
 
     def update(self, done: int, total: int | None) -> None:
         if done < self._done:
             self.end()
-            self._name, self._done = next(self._names), 0
+            self._name = next(self._names)
             self._began = self._said = self._updated
         self._updated = time.monotonic()
-        if not self._done:
-            self._first = (done, self._updated)
         self._done, self._total, self._unsaid = done, total, True
         if self._updated - self._said >= SECONDS_BETWEEN_LINES:
             self._line()
@@ -186,11 +190,9 @@ class _Lines:
 
     def _line(self) -> None:
         done, total = self._done, self._total
-        # What came before the first update is start-up, or an earlier run's.
-        frames, since = self._first if done > self._first[0] else (0, self._began)
-        rate = (done - frames) / max(self._updated - since, 1e-3)
+        rate = (done - self._already()) / max(self._updated - self._began, 1e-3)
         share = f"{done} of {counted(total, 'frame')}" if total else counted(done, "frame")
-        left = f", {(total - done) / rate:.0f} s left" if total and total > done else ""
+        left = f", {(total - done) / rate:.0f} s left" if total and total > done and rate > 0 else ""
         memory = f", {_memory_text()}" if left else ""
         self._say(f"{self._name}: {share}, {rate:.1f} frames/s{left}{memory}")
         self._said, self._unsaid = self._updated, False

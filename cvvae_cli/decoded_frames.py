@@ -19,9 +19,15 @@ LATENTS_PER_READ = 8
 
 
 def decoded_frames(
-    latents: LatentVideo, model: Autoencoder, plan: Plan, first: int, stop: int, clock: StageClock | None = None
+    latents: LatentVideo,
+    model: Autoencoder,
+    plan: Plan,
+    first: int,
+    stop: int,
+    clock: StageClock | None = None,
+    deep: bool = False,
 ) -> Iterator[np.ndarray]:
-    """Frames `first` to `stop` as uint8 [H, W, 3], as a full decode gives them, reading only the chunks they need.
+    """Frames `first` to `stop` as uint8 [H, W, 3], as a full decode gives them, reading only the chunks they need; `deep` uint16.
 
     The caller holds torch's inference mode.
     """
@@ -36,7 +42,7 @@ def decoded_frames(
                 values = latents.read(start, min(start + LATENTS_PER_READ, end))
             yield torch.from_numpy(values).transpose(0, 1)[None]
 
-    decoded = decode_frames(model, pieces(), plan, begin, clock, anchors.read if anchors else None)
+    decoded = decode_frames(model, pieces(), plan, begin, clock, anchors.read if anchors else None, deep)
     frames = cropped_frames(decoded, latents.height, latents.width)
     skipped = first - (STEP * begin + 1 if begin else 0)
     return itertools.islice(frames, skipped, skipped + stop - first)

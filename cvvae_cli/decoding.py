@@ -1,6 +1,6 @@
 """Latents to a video file: a latent file, or what a diffusion model made. The computing is `codec`'s."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
@@ -23,12 +23,18 @@ from cvvae_cli.geometry import chunk_stride
 from cvvae_cli.latent_video import LatentVideo, check_model
 from cvvae_cli.media import keep_inputs
 from cvvae_cli.memory_model import tiling_within
+from cvvae_cli.picture_writer import PICTURE_CODECS, PictureWriter, names_pictures
 from cvvae_cli.run_identity import describe_run, settled_tiling
 from cvvae_cli.stage_clock import StageClock
+from cvvae_cli.standard_output import STANDARD_OUTPUT, StandardOutput
+from cvvae_cli.stream_writer import STREAM_CODEC, StreamWriter
+from cvvae_cli.video_container import Beside
+from cvvae_cli.video_encoder import Encoding, Pictures
 from cvvae_cli.video_io import VideoWriter
 
-SEGMENT_CHUNKS = 8
+SEGMENT_CHUNKS = 4
 """Chunks after which the video is closed to what comes, so that a stopped run can go on there."""
+Writer = VideoWriter | PictureWriter | StreamWriter
 NAMED_SPANS = 8
 """Stretches of replaced frames that a note lists; the report has all."""
 
@@ -40,9 +46,11 @@ class DecodeOptions:
     max_frames: at most so many frames; None decodes all.
     frame_rate: constant rate that replaces the timestamps (the sound is left out then); None keeps them.
     audio: write sound and subtitles where the latents carry them.
-    codec, crf, preset, pix_fmt, encoder_options: as `VideoWriter` takes them.
+    codec, crf, preset, pix_fmt, encoder_options: as `VideoWriter` takes them. Where the pixel format has more than 8 bits, the
+        network's output is rounded to 16 bits, not to 8.
     overwrite: an existing output may be replaced.
     keep_going: damaged chunks are replaced by what lies between their neighbours, and damaged sound is left out.
+    depth: bits per component of the video, 8 or 10, where no pixel format is named.
     """
 
     start: float = 0.0
@@ -56,6 +64,11 @@ class DecodeOptions:
     encoder_options: tuple[tuple[str, str], ...] = ()
     overwrite: bool = False
     keep_going: bool = False
+    depth: int = 8
+
+    def encoding(self, codec: str) -> Encoding:
+        """How frames are encoded, with this codec where none was asked for."""
+        return Encoding(self.codec or codec, self.crf, self.preset, self.pix_fmt, self.encoder_options, self.depth)
 
 
 @dataclass(frozen=True)
@@ -103,19 +116,22 @@ def decode_file(
 
     Args:
         latents: a latent file, or what `latent_video` opened.
-        output: the video; the extension chooses the container. None decodes for `observe` alone.
+        output: the video; the extension chooses the container, `frames/%04d.png` is numbered pictures and
+            `-` a Matroska stream on the standard output. None decodes for `observe` alone.
         model: the one that the latents belong to.
         tiling: how to cut; None is how they were encoded, with smaller tiles where those do not fit the device.
         options: what to write and how.
         progress: called after every frame, in the thread that writes.
-        observe: called with every frame, uint8 [H, W, 3], before the video codec, in the same thread.
+        observe: called with every frame, uint8 [H, W, 3] (uint16 where the output is deeper), before the video codec, in the
+            same thread.
         clock: counts the stages; None for one that does not wait for the device.
         resumed: called with the number of frames that an earlier run of the same arguments had left when it was stopped.
             A run that is observed begins anew.
 
     Raises:
         LatentFileError, UsageError: nothing is left behind.
-        OutputError, DeviceError: the same call goes on behind the last whole segment, as after any interruption.
+        OutputError, DeviceError: the same call goes on behind the last whole segment or picture, as after any interruption.
+        BrokenPipeError: the reader of the standard output is gone.
     """
     options, clock = options or DecodeOptions(), clock or StageClock()
     began = perf_counter()
@@ -151,7 +167,7 @@ class _Decoding:
         self.options, self.progress, self.clock = options, progress, clock
         self.first, self.stop = latents.span(options.start, options.max_frames, options.frame_rate)
         self.times = latents.times(options.frame_rate)
-        self.writer: VideoWriter | None = None
+        self.writer: Writer | None = None
         self.done = 0  # frames of an earlier run
         self._notes: list[str] = []
         self._damage: list[str] = []
@@ -171,28 +187,46 @@ class _Decoding:
             shaping = {field: value for field, value in vars(options).items() if field != "overwrite"}
             parts = {"segment_frames": segment_frames, "span": [self.first, self.stop]}
             run = describe_run(latents.path, self.model, self.tiling, shaping, parts)
-        self.writer = VideoWriter(
+        self.writer = self._opened(Path(output), sound, segment_frames, run)
+        self.done = self.writer.frames
+
+    def _opened(self, output: Path, sound: LatentVideo, segment_frames: int, run: dict | None) -> Writer:
+        latents, options, times = self.latents, self.options, self.times
+        pictures = Pictures(
+            latents.width, latents.height, times.frame_rate, times.time_base, latents.sample_aspect_ratio, latents.colour
+        )
+        if names_pictures(output):
+            if latents.has_sidecar and options.audio and options.frame_rate is None:
+                self._notes.append("The sound is left out, because pictures hold none.")
+            encoding = options.encoding(PICTURE_CODECS[output.suffix.lower()])
+            return PictureWriter(output, pictures, encoding, options.overwrite, run)
+        stop = times.end(self.stop) if self.stop < latents.num_frames else None
+        sidecar, tags = _sidecar(sound, options, self._damage), _tags(latents, options, self._damage)
+        beside = Beside(sidecar, tags, times.origin(self.first), stop)
+        if output == STANDARD_OUTPUT:
+            return StreamWriter(StandardOutput(), pictures, options.encoding(STREAM_CODEC), beside)
+        return VideoWriter(
             output,
             latents.width,
             latents.height,
-            self.times.frame_rate,
-            self.times.time_base,
+            times.frame_rate,
+            times.time_base,
             colour=latents.colour,
             sample_aspect_ratio=latents.sample_aspect_ratio,
             codec=options.codec,
             crf=options.crf,
             preset=options.preset,
             pix_fmt=options.pix_fmt,
+            depth=options.depth,
             encoder_options=dict(options.encoder_options),
-            sidecar=_sidecar(sound, options, self._damage),
-            tags=_tags(latents, options, self._damage),
-            time_origin=self.times.origin(self.first),
-            sound_stop=self.times.end(self.stop) if self.stop < latents.num_frames else None,
+            sidecar=beside.sidecar,
+            tags=beside.tags,
+            time_origin=beside.origin,
+            sound_stop=beside.stop,
             overwrite=options.overwrite,
             segment_frames=segment_frames,
             run=run,
         )
-        self.done = self.writer.frames
 
     def run(self, observe: Callable[[np.ndarray], None] | None, resumed: Callable[[int], None] | None) -> Plan:
         """Decode, write and observe; gives the plan as it was in the end."""
@@ -215,7 +249,10 @@ class _Decoding:
             # A chunk's frames: with fewer, the network would wait until most of each chunk is written.
             hand_over = stack.enter_context(behind(finish, plan.tiling.chunk))
             begin = self.first + self.done
-            frames = decoded_frames(self.latents, self.model, plan, begin, self.stop, self.clock) if begin < self.stop else ()
+            frames: Iterable[np.ndarray] = ()
+            if begin < self.stop:
+                deep = self.writer is not None and self.writer.deep
+                frames = decoded_frames(self.latents, self.model, plan, begin, self.stop, self.clock, deep)
             for item in enumerate(frames, begin):
                 with self.clock.stage("wait for writer"):
                     hand_over(item)

@@ -230,7 +230,8 @@ class _Encoding:
         # A chunk's frames: with fewer, the network would wait for the rest of each chunk.
         with ahead(self.clock.timed("read", self._frames()), self.plan.tiling.chunk) as frames:
             waited = self.clock.timed("wait for frames", frames)
-            moments = encode_frames(self.model, waited, self.plan, self._begin, self.clock, self._keep_anchor if self.anchors else None)
+            keep_anchor = self._keep_anchor if self.anchors else None
+            moments = encode_frames(self.model, waited, self.plan, self._begin, self.clock, keep_anchor)
             unseen = _without_first(moments, self._done - (self._begin + 1 if self._begin else 0))
             latents = self._stored(draw_latents(unseen, self.options.seed, self._done))
             if self.options.check:

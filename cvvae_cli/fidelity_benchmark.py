@@ -187,10 +187,15 @@ def read_clip(path: str | Path, max_frames: int, size: tuple[int, int] | None = 
     return np.stack(frames)
 
 
-def measure_fidelity(trips: RoundTrips, tiling: Tiling) -> FidelityReport:
+def measure_fidelity(trips: RoundTrips, tiling: Tiling, with_ghosts: bool = True) -> FidelityReport:
     """Measure what `tiling` does to a clip.
 
     Three round trips at most: as cut, untiled, and with chunks that end elsewhere or nowhere.
+
+    Args:
+        trips: of the clip.
+        tiling: how it is cut.
+        with_ghosts: False saves an official architecture the round trip that ghosts are told by.
 
     Raises:
         DeviceError: a window, above all an untiled one, does not fit the device's memory.
@@ -203,7 +208,7 @@ def measure_fidelity(trips: RoundTrips, tiling: Tiling) -> FidelityReport:
     if cut.crossfades and isinstance(trips.model.config, CompactConfig):
         one_chunk = trips.run(one_chunk_tiling(tiling, frames))
         inside = one_chunk.frames
-    elif cut.crossfades and (shift := shift_of(tiling)):
+    elif with_ghosts and cut.crossfades and (shift := shift_of(tiling)):
         inside = np.concatenate([source[:shift], trips.run(tiling, shift).frames])
     runs = [None if run is None else _judged(run, source, cut) for run in (tiled, untiled, one_chunk)]
     assert runs[0] is not None and runs[1] is not None

@@ -103,7 +103,8 @@ class LatentReader:
                 begin, end = self.chunk_span(index)
                 held = f"latent frames {begin} to {end - 1}"
                 raise LatentFileError(
-                    f"{self.path} is damaged: chunk {index} ({held}) does not match its checksum; encode the video again."
+                    f"{self.path} is damaged: chunk {index} ({held}) does not match its checksum; encode the video again, "
+                    "or decode with --keep-going."
                 )
             out[first - start : last - start] = part
         return out

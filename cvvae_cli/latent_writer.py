@@ -19,7 +19,7 @@ from xxhash import xxh3_64, xxh3_64_intdigest
 
 from cvvae_cli.errors import LatentFileError, OutputError, UsageError
 from cvvae_cli.latent_file import BLOCK, LATENT_DTYPES
-from cvvae_cli.run_journal import GOES_ON, RunJournal, may_go_on
+from cvvae_cli.run_journal import BEGINS_ANEW, GOES_ON, RunJournal, may_go_on
 from cvvae_cli.safetensors_header import ALIGNMENT, NUMPY_TYPES, OWN_METADATA, describe, make_header, to_float, to_stored
 from cvvae_cli.small_tensor import STORED_NAMES, SmallTensor
 
@@ -231,8 +231,8 @@ class LatentWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         keep = self.journal is not None and bool(self._ends) and may_go_on(error)
-        if keep and error is not None and self._file is not None:
-            error.add_note(GOES_ON)
+        if self.journal is not None and self._file is not None and error is not None and may_go_on(error):
+            error.add_note(GOES_ON if keep else BEGINS_ANEW)
         self.abort(keep)
 
     @contextlib.contextmanager

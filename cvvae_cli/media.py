@@ -6,6 +6,7 @@ Knows containers, streams and FFmpeg's errors. It does not know pixels, colour o
 import errno
 import os
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import av
@@ -15,7 +16,15 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from cvvae_cli.errors import OutputError, UsageError, VideoError
-from cvvae_cli.picture_sequence import DEFAULT_RATE, PictureSequence, find_sequence, is_sequence
+from cvvae_cli.picture_sequence import (
+    DEFAULT_RATE,
+    PictureSequence,
+    find_sequence,
+    is_picture_of,
+    is_sequence,
+    picture_numbers,
+    picture_path,
+)
 
 MICROSECONDS = 1_000_000
 """FFmpeg's AV_TIME_BASE: containers give their start and duration in these units."""
@@ -169,6 +178,20 @@ def keep_inputs(output: str | Path, *inputs: str | Path) -> None:
     Raises:
         OutputError: so.
     """
-    for path in inputs:
-        if os.path.exists(path) and os.path.exists(output) and os.path.samefile(path, output):
-            raise OutputError(f"{output} is an input too and would be lost; name another output.")
+    output = Path(output)
+    for path in map(Path, inputs):
+        for file in map(partial(picture_path, path), picture_numbers(path)) if _is_there(path) else (path,):
+            if _is_written(output, file):
+                raise OutputError(f"{output} is an input too and would be lost; name another output.")
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a path stands for numbered pictures in a folder that is there."""
+    return is_sequence(path) and path.parent.is_dir()
+
+
+def _is_written(output: Path, file: Path) -> bool:
+    """Whether writing an output replaces a file."""
+    if is_sequence(output):
+        return file.exists() and is_picture_of(file, output)
+    return file.exists() and output.exists() and file.samefile(output)

@@ -25,7 +25,9 @@ from cvvae_cli.latent_video import LatentVideo, check_model
 from cvvae_cli.media import keep_inputs
 from cvvae_cli.memory_model import tiling_within
 from cvvae_cli.metrics import Comparison, Quality
+from cvvae_cli.picture_writer import PICTURE_CODECS, PictureWriter, names_pictures
 from cvvae_cli.reading import PLAIN
+from cvvae_cli.video_encoder import Pictures
 from cvvae_cli.video_io import VideoReader, VideoWriter, probe
 
 
@@ -55,7 +57,10 @@ class SourceComparison:
         self._compared = 0
 
     def add(self, decoded: np.ndarray) -> None:
-        """Compare the next decoded frame with the next source frame.
+        """Compare the next decoded frame with the next source frame, at 8 bits.
+
+        Args:
+            decoded: uint8 or uint16 [H, W, 3].
 
         Raises:
             QualityError: their sizes differ.
@@ -66,7 +71,9 @@ class SourceComparison:
         if frame.rgb.shape != decoded.shape:
             (height, width, _), (own_height, own_width, _) = frame.rgb.shape, decoded.shape
             sizes = f"The source has {width}x{height} px and the copy {own_width}x{own_height}"
-            raise QualityError(f"{sizes}; compare videos of one size.")
+            raise QualityError(f"{sizes}; compare the source with the latent file, or with a copy of its size.")
+        if decoded.dtype == np.uint16:
+            decoded = ((decoded.astype(np.uint32) + 128) // 257).astype(np.uint8)
         self._comparison.add(frame.rgb, decoded)
         self._compared += 1
 
@@ -191,6 +198,10 @@ def _try_output(source: str | Path, output: str | Path, encode: EncodeOptions, d
     """Open the output and discard it: hours of encoding should not end at a name or an option that is refused."""
     info = probe(source, encode.reading)
     width, height = encode.size or (info.width, info.height)
+    if names_pictures(Path(output)):
+        pictures, codec = Pictures(width, height, info.frame_rate, info.time_base), PICTURE_CODECS[Path(output).suffix.lower()]
+        PictureWriter(Path(output), pictures, decode.encoding(codec), decode.overwrite).abort()
+        return
     VideoWriter(
         output,
         width,
@@ -201,6 +212,7 @@ def _try_output(source: str | Path, output: str | Path, encode: EncodeOptions, d
         crf=decode.crf,
         preset=decode.preset,
         pix_fmt=decode.pix_fmt,
+        depth=decode.depth,
         encoder_options=dict(decode.encoder_options),
         overwrite=decode.overwrite,
     ).abort()

@@ -121,6 +121,9 @@ def _locked(path: Path, target: Path) -> io.FileIO:
 GOES_ON = "What is done is kept; the same command goes on from there."
 """A note to the error that ends a run whose journal is kept."""
 
+BEGINS_ANEW = "No part was finished yet, so the same command begins anew."
+"""The same where there is nothing to keep."""
+
 
 def may_go_on(error: BaseException | None) -> bool:
     """Whether what ended a run came from outside (a signal, a full disk, no memory), so that the same run may go on later."""

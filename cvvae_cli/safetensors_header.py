@@ -138,7 +138,8 @@ def read_header(file: FileIO, file_bytes: int, path: str) -> bytearray:
     if size > HEADER_LIMIT:
         raise LatentFileError(f"{path} is damaged or no latent file: it states a header of {size} bytes, above {HEADER_LIMIT}.")
     if size > file_bytes - 8:
-        raise LatentFileError(f"{path} is cut off: its header alone takes {size} bytes, and the file has {file_bytes}.")
+        found = f"its header alone takes {size} bytes, and the file has {file_bytes}"
+        raise LatentFileError(f"{path} is cut off: {found}; copy or encode it again.")
     return read_exactly(file, 8, size, path)
 
 
@@ -176,7 +177,8 @@ def place_tensors(tensors: dict[str, object], begin: int, file_bytes: int, path:
         position = entry.stop
     if position != file_bytes:
         state = "is cut off" if position > file_bytes else "goes on after its end"
-        raise LatentFileError(f"{path} {state}: its header tells of {position} bytes, and it has {file_bytes}.")
+        found = f"its header tells of {position} bytes, and it has {file_bytes}"
+        raise LatentFileError(f"{path} {state}: {found}; copy or encode it again.")
     return entries
 
 

@@ -15,7 +15,7 @@ from av.error import FFmpegError
 from av.packet import Packet
 from av.video.codeccontext import VideoCodecContext
 
-from cvvae_cli.colour import FULL, RGB, Colour, RgbToFrame, has_subsampled_chroma
+from cvvae_cli.colour import FULL, RGB, Colour, RgbToFrame, has_subsampled_chroma, is_deep
 from cvvae_cli.cpu_info import cpu_field
 from cvvae_cli.errors import UsageError
 
@@ -31,8 +31,11 @@ _RATE_OPTIONS = {"crf", "qp", "b", "q", "cq", "global_quality", "lossless", "x26
 _CODEC_OPTIONS: Mapping[str, Mapping[str, str]] = {
     "libvpx-vp9": {"row-mt": "1", "cpu-used": "4", "deadline": "good"},
     "libx265": {"x265-params": "log-level=error"},
+    "mjpeg": {"flags": "+qscale", "global_quality": "236"},  # q 2, in FFmpeg's units of 1/118: its finest but one
+    "libwebp": {"lossless": "1"},
 }
-_LOSSLESS_FORMATS = {"ffv1": "bgr0", "libx264rgb": "bgr0", "png": "rgb24"}
+_DEEP_FORMATS = {"ffv1": ["gbrp10le"], "png": ["rgb48be"]}
+_DEFAULT_FORMATS = {"ffv1": "bgr0", "libx264rgb": "bgr0", "png": "rgb24", "libwebp": "bgra", "mjpeg": "yuv444p"}
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,9 @@ class Encoding:
         codec: FFmpeg's encoder.
         crf: constant quality, smaller is better; None is `DEFAULT_CRF`.
         preset: the encoder's; None is its own default.
-        pix_fmt: None is yuv420p, yuv444p at odd sizes, or RGB for ffv1, libx264rgb and png.
+        pix_fmt: None is yuv420p, yuv444p at odd sizes and for mjpeg, or RGB for ffv1, libx264rgb, png and libwebp.
         options: as `ffmpeg -NAME VALUE` has them, over ours.
+        depth: bits per component of the pixel format, 8 or 10, where none is named.
     """
 
     codec: str
@@ -72,6 +76,7 @@ class Encoding:
     preset: str | None = None
     pix_fmt: str | None = None
     options: tuple[tuple[str, str], ...] = ()
+    depth: int = 8
 
 
 class VideoEncoder:
@@ -81,25 +86,34 @@ class VideoEncoder:
         pictures: what comes in.
         encoding: how to encode.
         flags: of the context of the stream that will hold the packets.
+        context: the stream's own, where all is encoded as one segment; None makes one for each segment.
+
+    Attributes:
+        deep: the pixel format has more than 8 bits, so that frames of 16 bits come out better.
 
     Raises:
         UsageError: pixel format or option unknown, or not to be combined.
     """
 
-    def __init__(self, pictures: Pictures, encoding: Encoding, flags: int) -> None:
+    def __init__(self, pictures: Pictures, encoding: Encoding, flags: int, context: VideoCodecContext | None = None) -> None:
         self.pictures, self.encoding = pictures, encoding
         codec = Codec(encoding.codec, "w")
-        self._pixels = encoding.pix_fmt or _default_format(codec, pictures.width, pictures.height)
+        self._pixels = encoding.pix_fmt or _default_format(codec, pictures.width, pictures.height, encoding.depth)
         self._tags = _tags(codec, self._pixels, pictures)
         self._flags, self._options = flags, _options(encoding, self._pixels)
-        self._converter = RgbToFrame(pictures.width, pictures.height, self._pixels, self._tags, pictures.time_base)
-        self._context: VideoCodecContext | None = self._fresh()
+        self.deep = is_deep(self._pixels)
+        if encoding.depth > 8 and not self.deep:
+            raise UsageError(f"{self._pixels} has 8 bits, and the depth asked for is {encoding.depth}; leave out one of the two.")
+        self._converters: dict[bool, RgbToFrame] = {}
+        if context is not None:
+            self.open(context)
+        self._context: VideoCodecContext | None = context or self._fresh()
 
     def encode(self, rgb: np.ndarray, pts: int, duration: int) -> list[Packet]:
         """Packets that are ready once this frame is in.
 
         Args:
-            rgb: uint8 [height, width, 3].
+            rgb: uint8 or uint16 [height, width, 3].
             pts, duration: ticks.
 
         Raises:
@@ -107,7 +121,11 @@ class VideoEncoder:
         """
         if self._context is None:
             self._context = self._fresh()
-        return self._context.encode(self._converter(rgb, pts, duration))
+        deep = rgb.dtype == np.uint16
+        if deep not in self._converters:
+            size = self.pictures.width, self.pictures.height
+            self._converters[deep] = RgbToFrame(*size, self._pixels, self._tags, self.pictures.time_base, deep)
+        return self._context.encode(self._converters[deep](rgb, pts, duration))
 
     def end_segment(self) -> list[Packet]:
         """The packets that were held back; the next frame begins a new segment.
@@ -171,13 +189,23 @@ def _tags(codec: Codec, pix_fmt: str, pictures: Pictures) -> Colour:
     return Colour(RGB, FULL, colour.primaries, colour.transfer) if is_rgb else colour.for_yuv(pictures.height, pictures.width)
 
 
-def _default_format(codec: Codec, width: int, height: int) -> str:
+def _default_format(codec: Codec, width: int, height: int, depth: int) -> str:
     names = [pixels.name for pixels in codec.video_formats or ()]
-    if codec.name in _LOSSLESS_FORMATS:
-        return _LOSSLESS_FORMATS[codec.name]
+    if depth > 8:
+        return _ten_bit_format(codec, names, bool(width % 2 or height % 2))
+    if codec.name in _DEFAULT_FORMATS:
+        return _DEFAULT_FORMATS[codec.name]
     if (width % 2 or height % 2) and "yuv444p" in names:
         return "yuv444p"
     return "yuv420p" if "yuv420p" in names or not names else names[0]
+
+
+def _ten_bit_format(codec: Codec, names: list[str], odd: bool) -> str:
+    wanted = [*_DEEP_FORMATS.get(codec.name, ()), *(["yuv444p10le"] if odd else []), "yuv420p10le", "yuv422p10le"]
+    found = next((name for name in wanted if name in names), None)
+    if found is None:
+        raise UsageError(f"{codec.name} makes no 10-bit video; use libx264, libx265, libsvtav1 or ffv1, or leave out --depth.")
+    return found
 
 
 def _options(encoding: Encoding, pix_fmt: str) -> dict[str, str]:

@@ -5,7 +5,6 @@ container. It does not know where frames come from or what a latent is.
 """
 
 import contextlib
-import errno
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -14,20 +13,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-import av
 import numpy as np
-from av.codec import Codec
 from av.error import FFmpegError
-from av.video.stream import VideoStream
 
 from cvvae_cli.colour import Colour
-from cvvae_cli.container_tags import ContainerTags, write_tags
+from cvvae_cli.container_tags import ContainerTags
 from cvvae_cli.errors import OutputError, UsageError
 from cvvae_cli.host_memory import return_freed_memory
+from cvvae_cli.output_errors import exists_already, not_written
 from cvvae_cli.packet_file import PacketFile
-from cvvae_cli.run_journal import GOES_ON, RunJournal, may_go_on
-from cvvae_cli.sidecar import SidecarCopy
-from cvvae_cli.video_encoder import CODECS_WITH_ASPECT, Encoding, Pictures, VideoEncoder
+from cvvae_cli.run_journal import BEGINS_ANEW, GOES_ON, RunJournal, may_go_on
+from cvvae_cli.video_container import Beside, VideoContainer
+from cvvae_cli.video_encoder import Encoding, Pictures, VideoEncoder
 
 DEFAULT_CODECS = {
     ".mp4": "libx264",
@@ -38,9 +35,6 @@ DEFAULT_CODECS = {
     ".png": "png",
 }
 """What can be written, by the file's extension, and the encoder that is used unless another is asked for."""
-
-_FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 class VideoWriter:
@@ -71,6 +65,7 @@ class VideoWriter:
         crf: float | None = None,
         preset: str | None = None,
         pix_fmt: str | None = None,
+        depth: int = 8,
         encoder_options: Mapping[str, str] | None = None,
         sidecar: BinaryIO | None = None,
         tags: ContainerTags | None = None,
@@ -94,6 +89,7 @@ class VideoWriter:
             crf: constant quality, smaller is better; None is 16 for x264 and alike values for others.
             preset: the encoder's; None is its own default (medium for x264).
             pix_fmt: None is yuv420p, yuv444p at odd sizes, or RGB for ffv1, libx264rgb and png.
+            depth: bits per component, 8 or 10, where no `pix_fmt` is named.
             encoder_options: as `ffmpeg -NAME VALUE` has them.
             sidecar: sound and subtitles from `write_sidecar`, a file that stays open until the writer is closed.
             tags: titles and chapters.
@@ -119,27 +115,20 @@ class VideoWriter:
         self._overwrite = overwrite
         self._part = _part_of(self.path, overwrite)
         self._packets: PacketFile | None = None
-        self._sidecar: SidecarCopy | None = None
-        self._container: av.container.OutputContainer | None = None
+        self._container: VideoContainer | None = None
         try:
             self._open_files(run)
             suffix = self.path.suffix.lower()
             self._codec = codec or DEFAULT_CODECS[suffix]
             options = _container_options(suffix, self._pictures.time_base)
-            self._container = av.open(f"file:{self._part}", "w", container_options=options)
-            self._stream = self._add_stream()
-            wanted = Encoding(self._codec, crf, preset, pix_fmt, tuple((encoder_options or {}).items()))
-            self._encoder = VideoEncoder(self._pictures, wanted, self._stream.codec_context.flags)
+            self._container = VideoContainer(f"file:{self._part}", suffix, self._codec, self._pictures, options)
+            wanted = Encoding(self._codec, crf, preset, pix_fmt, tuple((encoder_options or {}).items()), depth)
+            self._encoder = VideoEncoder(self._pictures, wanted, self._container.stream.codec_context.flags)
             if sidecar is not None and suffix == ".png":
                 self.notes.append("The sound was left out, since a picture holds none.")
-            elif sidecar is not None:
-                self._sidecar = SidecarCopy(sidecar, self._container, Fraction(time_origin), sound_stop)
-                self.notes += self._sidecar.notes
-            if tags:
-                write_tags(tags, self._container, Fraction(time_origin), sound_stop)
-            if sample_aspect_ratio != 1 and suffix in (".mkv", ".webm") and self._codec not in CODECS_WITH_ASPECT:
-                # PyAV cannot reach the Matroska header's display size
-                self.notes.append(f"The pixel aspect {sample_aspect_ratio} is lost, since {self._codec} stores none.")
+                sidecar = None
+            self._container.add(Beside(sidecar, tags, Fraction(time_origin), sound_stop))
+            self.notes += self._container.notes
         except BaseException as error:
             self._give_up(error)
             raise
@@ -152,31 +141,19 @@ class VideoWriter:
             self._part.write_bytes(b"")
             self._packets = PacketFile(self.path.with_name(f".{self.path.name}.packets"), self.journal)
         except OSError as error:
-            raise _output_error(self.path, error) from None
+            raise not_written(self.path, error) from None
         self.frames = self._packets.frames
 
-    def _add_stream(self) -> VideoStream:
-        try:
-            kind = Codec(self._codec, "w").type
-        except ValueError:
-            raise UsageError(f"There is no encoder {self._codec!r}; use libx264, libx265, libsvtav1 or ffv1.") from None
-        if kind != "video":
-            raise UsageError(f"{self._codec!r} does not encode video; use libx264, libx265, libsvtav1 or ffv1.")
-        assert self._container is not None
-        try:
-            rate = Fraction(self._pictures.frame_rate).limit_denominator(1_000_000)
-            stream = self._container.add_stream(self._codec, rate=rate)
-        except ValueError:
-            suffix = self.path.suffix
-            raise UsageError(f"A {suffix} file cannot hold {self._codec}; choose another codec or container.") from None
-        stream.time_base = self._pictures.time_base
-        return stream
+    @property
+    def deep(self) -> bool:
+        """Whether more than 8 bits per component are written."""
+        return self._encoder.deep
 
     def write(self, rgb: np.ndarray, pts: int, duration: int) -> None:
         """Encodes one frame.
 
         Args:
-            rgb: uint8 [height, width, 3].
+            rgb: uint8 or uint16 [height, width, 3].
             pts: when it is shown, in ticks of `time_base`, later than the frame before.
             duration: how long it is shown, ticks; it matters for the last frame.
 
@@ -185,8 +162,8 @@ class VideoWriter:
             UsageError: the frame has another size or type, or does not come later than the one before.
         """
         size = (self._pictures.height, self._pictures.width, 3)
-        if rgb.shape != size or rgb.dtype != np.uint8:
-            raise UsageError(f"A frame must be uint8 {size}; got {rgb.dtype} {rgb.shape}.")
+        if rgb.shape != size or rgb.dtype not in (np.uint8, np.uint16):
+            raise UsageError(f"A frame must be uint8 or uint16 {size}; got {rgb.dtype} {rgb.shape}.")
         if self._last_pts is not None and pts <= self._last_pts:
             raise UsageError(f"Frame times must rise; got {pts} after {self._last_pts}, pass later times.")
         if self.frames and self._codec == "png":
@@ -226,7 +203,7 @@ class VideoWriter:
                 with self._part.open("rb+") as file:
                     os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
                 if self.path.exists() and not self._overwrite:
-                    raise _exists(self.path)
+                    raise exists_already(self.path)
                 os.replace(self._part, self.path)
         except BaseException as error:
             self._give_up(error)
@@ -234,17 +211,12 @@ class VideoWriter:
         self.abort()
 
     def _write_container(self, packets: PacketFile) -> None:
-        """Writes the encoded frames and, before each, the sound that is due."""
         assert self._container is not None
         # Not before: an open encoder keeps its memory.
-        self._encoder.open(self._stream.codec_context)
+        self._encoder.open(self._container.stream.codec_context)
         for packet in packets.packets():
-            packet.stream, packet.time_base = self._stream, self._pictures.time_base
-            if self._sidecar is not None:
-                self._sidecar.advance(packet.dts * packet.time_base)
+            packet.time_base = self._pictures.time_base
             self._container.mux(packet)
-        if self._sidecar is not None:
-            self._sidecar.advance(None)
         self._container.close()
         self._container = None
 
@@ -254,11 +226,8 @@ class VideoWriter:
         Args:
             keep: leave finished segments and their journal for a later run.
         """
-        if self._sidecar is not None:
-            self._sidecar.close()
         if self._container is not None:
-            with contextlib.suppress(FFmpegError, OSError):  # what is being thrown away need not be finished
-                self._container.close()
+            self._container.abandon()
         self._container = None
         with contextlib.suppress(OSError):
             if self._packets is not None:
@@ -273,7 +242,7 @@ class VideoWriter:
         try:
             yield
         except (FFmpegError, OSError) as error:
-            raise _output_error(self.path, error) from None
+            raise not_written(self.path, error) from None
 
     def __enter__(self) -> "VideoWriter":
         return self
@@ -286,22 +255,11 @@ class VideoWriter:
 
     def _give_up(self, error: BaseException) -> None:
         """Keeps the finished segments where a later run may go on, and has the error say so."""
-        keep = self.journal is not None and self._packets is not None and self._packets.frames > 0 and may_go_on(error)
-        if keep:
-            error.add_note(GOES_ON)
+        keep = False
+        if self.journal is not None and self._packets is not None and may_go_on(error):
+            keep = self._packets.frames > 0
+            error.add_note(GOES_ON if keep else BEGINS_ANEW)
         self.abort(keep)
-
-
-def _exists(path: Path) -> OutputError:
-    return OutputError(f"{path} exists already; pass -y (overwrite=True in Python) to replace it.")
-
-
-def _output_error(path: Path, error: FFmpegError | OSError) -> OutputError:
-    if error.errno in _FULL_DISK:
-        return OutputError(f"{path} cannot be written: no space left; free some or write elsewhere.")
-    if error.errno in _FORBIDDEN:
-        return OutputError(f"{path} cannot be written: no permission for {path.parent}; write elsewhere.")
-    return OutputError(f"{path} cannot be written ({error.strerror}); try another container or codec, or --no-audio.")
 
 
 def _part_of(path: Path, overwrite: bool) -> Path:
@@ -311,7 +269,7 @@ def _part_of(path: Path, overwrite: bool) -> Path:
     if path.is_dir():
         raise OutputError(f"{path} is a folder; name a file in it.")
     if path.exists() and not overwrite:
-        raise _exists(path)
+        raise exists_already(path)
     if not path.parent.is_dir():
         raise OutputError(f"The folder {path.parent} does not exist; make it first.")
     return path.with_name(f".{path.stem}.part{path.suffix}")

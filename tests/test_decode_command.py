@@ -2,6 +2,7 @@
 
 import json
 
+import av
 import command_line
 import numpy as np
 import pytest
@@ -48,6 +49,16 @@ def test_latents_saved_by_hand_decode_to_the_same_frames(folder, latent, answer,
         assert plain.shape == (21, 48, 64, 3) and values["model"] == "tiny.safetensors"
         difference = np.abs(plain[:20, :45, :61].astype(int) - own)
         assert difference.max() <= (1 if "scaled" in name else 0)
+
+
+def test_ten_bits_are_written_on_request(folder, latent, cvvae, answer, tmp_path):
+    words = ["--depth", "10", "--against", "clip.mp4", "--encoder-opt", "qp=0"]
+    values, checked = answer("decode", "clip.latent", tmp_path / "x.mkv", *words), json.loads((folder / "clip.json").read_text())
+    assert values["quality"]["psnr_db"] == pytest.approx(checked["quality"]["psnr_db"], abs=0.01)
+    with av.open(str(tmp_path / "x.mkv")) as container:
+        assert container.streams.video[0].pix_fmt == "yuv444p10le"
+    status, out, err = cvvae("decode", "clip.latent", tmp_path / "y.mkv", "--depth", "9")
+    assert status == 2 and "pass --depth 8 or --depth 10" in err and not (tmp_path / "y.mkv").exists()
 
 
 def test_a_model_of_no_known_name_is_loaded_at_the_users_word_alone(cvvae, folder, latent, monkeypatch):

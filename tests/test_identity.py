@@ -1,18 +1,19 @@
 """Reader and writer with nothing between them: a lossless codec gives every plane back, in every matrix and range."""
 
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 
-from cvvae_cli.colour import FULL, LIMITED
+from cvvae_cli.colour import FULL, LIMITED, Colour
 from cvvae_cli.video_io import VideoReader, VideoWriter
 
 LEAST_DB = 48.0
 """Of each plane: 8-bit RGB in between costs half a level, 4:2:0 chroma an upsampling and a downsampling."""
 
-KR_KB = {1: (0.2126, 0.0722), 6: (0.299, 0.114)}
+KR_KB = {1: (0.2126, 0.0722), 6: (0.299, 0.114), 9: (0.2627, 0.0593)}
 WIDTH, HEIGHT, FRAMES = 160, 96, 2
 
 
@@ -95,6 +96,28 @@ def test_every_plane_comes_back(
     with av.open(str(copy)) as container:
         frame = next(container.decode(video=0))
         assert (int(frame.colorspace), int(frame.color_range)) == (matrix, limits)
+
+
+@pytest.mark.parametrize(("codec", "pix_fmt"), [("ffv1", "yuv444p10le"), ("libx264", "yuv420p10le"), ("libx265", "yuv420p10le")])
+@pytest.mark.parametrize("limits", [LIMITED, FULL])
+@pytest.mark.parametrize("matrix", [1, 6, 9])
+def test_frames_of_16_bits_give_the_10_bit_planes_of_the_standard(
+    tmp_path: Path, matrix: int, limits: int, pix_fmt: str, codec: str
+) -> None:
+    """PQ is carried through. Luma out of frames of 8 bits would have 63 dB at most."""
+    lossless = {"libx264": {"qp": "0"}, "libx265": {"x265-params": "lossless=1:log-level=error"}, "ffv1": {}}[codec]
+    wanted = [planes_by_definition(scene(i), matrix, limits == FULL, "420" in pix_fmt, 10) for i in range(FRAMES)]
+    options = {"codec": codec, "pix_fmt": pix_fmt, "encoder_options": lossless, "colour": Colour(matrix, limits, 9, 16)}
+    with VideoWriter(tmp_path / "a.mkv", WIDTH, HEIGHT, Fraction(25), Fraction(1, 25), depth=10, **options) as writer:
+        for index in range(FRAMES):
+            writer.write(np.round(scene(index) * 65535).astype(np.uint16), index, 1)
+    assert writer.deep
+    found = planes_of(tmp_path / "a.mkv")
+    for plane in range(3):
+        least = 70 if plane == 0 else 60
+        assert psnr_db([(a[plane], b[plane]) for a, b in zip(wanted, found, strict=True)], 10) >= least, plane
+    with VideoReader(tmp_path / "a.mkv") as reader:
+        assert reader.info.colour == Colour(matrix, limits, 9, 16) and reader.info.bit_depth == 10
 
 
 def test_the_measure_sees_a_wrong_matrix_and_a_wrong_range() -> None:

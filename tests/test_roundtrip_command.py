@@ -30,3 +30,13 @@ def test_numbered_pictures_and_options_of_reading_reach_both_sides(answer, tmp_p
     assert values["psnr_file_db"] == values["psnr_db"]
     with av.open(str(tmp_path / "back.mkv")) as container:
         assert [round(30 * frame.time, 1) for frame in container.decode(video=0)] == [0, 1, 2, 3, 4, 5]
+
+
+def test_numbered_pictures_as_output(folder, answer, cvvae, tmp_path):
+    values = answer("roundtrip", "clip.mp4", tmp_path / "%d.png", "--frames", "6")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{number}.png" for number in range(1, 7)]
+    assert values["psnr_file_db"] == values["psnr_db"] and any("sound is left out" in note for note in values["notes"])
+    status, out, err = cvvae("roundtrip", tmp_path / "%d.png", tmp_path / "%d.png", "-y")
+    assert status == 8 and "is an input too" in err
+    status, out, err = cvvae("roundtrip", "clip.mp4", tmp_path / "%d.png", "--frames", "6")
+    assert status == 8 and "exists already" in err and len(list(tmp_path.iterdir())) == 6

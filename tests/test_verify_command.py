@@ -49,13 +49,13 @@ def place_of(path: Path, name: str) -> int:
 def test_sound_files_and_a_file_of_our_own_encoder(cvvae, latent, archive, monkeypatch):
     monkeypatch.chdir(archive)
     status, out, err = cvvae("verify", "a", "b", latent)
-    assert status == 0 and out.count("sound: 39 frames in 4 chunks") == 2 and "sound: 20 frames in" in out
+    assert status == 0 and out.count("intact: 39 frames in 4 chunks") == 2 and "intact: 20 frames in" in out
     status, out, err = cvvae("verify", archive / "a", "--json", "-q")
     told = json.loads(out)
-    assert (status, err, told["sound"], told["damaged"]) == (0, "", 1, 0)
+    assert (status, err, told["intact"], told["damaged"]) == (0, "", 1, 0)
     assert told["files"] == [
         {"path": str(archive / "a"), "bytes": (archive / "a").stat().st_size, "frames": 39, "chunks": 4, "error": None,
-         "damaged_tensors": [], "damaged_chunks": [], "sound": True}
+         "damaged_tensors": [], "damaged_chunks": [], "intact": True}
     ]  # fmt: skip
 
 
@@ -65,7 +65,7 @@ def test_damaged_chunks_are_named_with_their_frames_and_the_next_file_is_checked
     flip(archive / "b", PAYLOAD)
     status, out, err = cvvae("verify", archive / "a", archive / "b", archive / "c", "--json")
     files = json.loads(out)["files"]
-    assert status == 4 and [file["sound"] for file in files] == [False, False, True]
+    assert status == 4 and [file["intact"] for file in files] == [False, False, True]
     assert files[0]["damaged_chunks"] == [
         {"chunk": 2, "latent_frames": [5, 8], "frames": [17, 32]},
         {"chunk": 3, "latent_frames": [9, 10], "frames": [33, 38]},
@@ -78,7 +78,7 @@ def test_damaged_chunks_are_named_with_their_frames_and_the_next_file_is_checked
     assert status == 4 and [[cell.strip() for cell in row] for row in rows] == [
         ["a", "chunk 2", "damaged: frames 17 to 32, latent frames 5 to 8"],
         ["a", "chunk 3", "damaged: frames 33 to 38, latent frames 9 to 10"],
-        ["c", "all", "sound: 39 frames in 4 chunks"],
+        ["c", "all", "intact: 39 frames in 4 chunks"],
     ]
 
 
@@ -108,7 +108,7 @@ def test_what_cannot_be_opened_is_one_sentence_each(cvvae, archive):
     status, out, err = cvvae("verify", *names, "--json")
     told = json.loads(out)
     errors = [file["error"] for file in told["files"]]
-    assert status == 4 and (told["sound"], told["damaged"]) == (1, 5) and errors[5] is None
+    assert status == 4 and (told["intact"], told["damaged"]) == (1, 5) and errors[5] is None
     for error, words in zip(errors, ("damaged header", "cut off", "no latent file", "does not exist", "not a file")):
         assert words in error and error.endswith(".") and "\n" not in error
 
@@ -129,7 +129,7 @@ def test_verify_loads_no_torch_and_no_video(archive):
     )
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code, archive / "a"], cwd=root, capture_output=True, text=True)
-    assert done.returncode == 0 and json.loads(done.stdout)["sound"] == 1, done.stderr
+    assert done.returncode == 0 and json.loads(done.stdout)["intact"] == 1, done.stderr
 
 
 def test_the_checksums_are_what_the_format_says(archive):

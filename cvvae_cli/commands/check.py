@@ -7,7 +7,7 @@ import typer
 
 from cvvae_cli.commands import options as o
 from cvvae_cli.console import Reporter, counted
-from cvvae_cli.errors import QualityError, VideoError
+from cvvae_cli.errors import QualityError, UsageError, VideoError
 
 if TYPE_CHECKING:
     from cvvae_cli.metrics import Quality
@@ -34,6 +34,8 @@ def check(
     from cvvae_cli.latent_video import LatentVideo
     from cvvae_cli.roundtrip import check_latents, check_video
 
+    if is_latent_file(source):
+        raise UsageError(f"{source} is a latent file; name the original video first, then its latents.")
     if is_latent_file(copy):
         loaded = o.model_of_latents(copy, model, revision, device, dtype)
         with LatentVideo.open(copy, loaded.config) as opened, reporter.progress("check") as progress:

@@ -9,22 +9,30 @@ import typer
 from cvvae_cli.commands import options as o
 from cvvae_cli.commands.check import quality_rows
 from cvvae_cli.console import Reporter, counted
-from cvvae_cli.errors import LatentFileError, VideoError
+from cvvae_cli.errors import LatentFileError, UsageError, VideoError
+from cvvae_cli.standard_output import STANDARD_OUTPUT, ended_by_reader, refuse_terminal
 
 EPILOG = o.examples(
     "cvvae decode out.latent back.mp4",
+    "cvvae decode out.latent - | ffplay -",
+    "cvvae decode out.latent back.mp4 --codec libx265 --depth 10",
+    "cvvae decode out.latent frames/%04d.png",
     "cvvae decode generated.safetensors video.mp4 --model cv-vae-sd3 --scaled --fps 24",
 )
 
 _FPS_HELP = "Constant frame rate instead of the stored times, e.g. 30000/1001; 24 for plain tensors."
 _LAYOUT_HELP = "Order of a plain tensor's axes: tzhw, zthw or bzthw; if not given, the model's z tells."
 _SCALED_HELP = "A plain tensor is scaled as a diffusion model sees it: undo scale and shift."
+_OUTPUT_HELP = (
+    "The video: .mp4, .mov, .mkv, .webm, or .png for one frame; or numbered pictures, frames/%04d.png (or .jpg, .webp), "
+    "one per frame from number 1 on; or - for a Matroska stream on the standard output, with sound, as it is made."
+)
 _AGAINST_HELP = "Compare the decoded frames with this video."
 
 
 def decode(
     latents: Annotated[Path, typer.Argument(metavar="IN", help="A latent file, or a tensor in .safetensors, .npy or .pt.")],
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="The video: .mp4, .mov, .mkv, .webm, or .png for one frame.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help=_OUTPUT_HELP, allow_dash=True)],
     model: o.Model = None,
     revision: o.Revision = None,
     device: o.Device = "auto",
@@ -45,6 +53,7 @@ def decode(
     preset: o.Preset = None,
     encoder_opt: o.EncoderOpt = None,
     pix_fmt: o.PixFmt = None,
+    depth: o.Depth = 8,
     layout: Annotated[str | None, typer.Option(help=_LAYOUT_HELP)] = None,
     scaled: Annotated[bool, typer.Option("--scaled", help=_SCALED_HELP)] = False,
     against: Annotated[Path | None, typer.Option(metavar="SOURCE", help=_AGAINST_HELP)] = None,
@@ -58,17 +67,25 @@ def decode(
     Tiles and chunks are those of encoding unless you choose others.
     """
     reporter = Reporter(as_json, quiet)
+    if depth == 9:
+        raise UsageError("A depth of 9 bits is not to be had; pass --depth 8 or --depth 10.")
     rate, pairs = o.rate_of(fps), o.encoder_options_of(encoder_opt)
     o.require_file(latents, LatentFileError)
     if against is not None:
         o.require_file(against, VideoError)
-    o.require_free(output, overwrite)
+    if output == STANDARD_OUTPUT:
+        if as_json:
+            raise UsageError("--json answers on the standard output, where the video goes; leave it out, or name a file.")
+        refuse_terminal()
+        reporter.out = reporter.err
+    else:
+        o.require_free(output, overwrite)
     from cvvae_cli.decoding import DecodeOptions, decode_file
     from cvvae_cli.latent_video import LatentVideo
     from cvvae_cli.media import keep_inputs
     from cvvae_cli.roundtrip import SourceComparison
 
-    settings = DecodeOptions(start, frames, rate, audio, codec, crf, preset, pix_fmt, pairs, overwrite, keep_going)
+    settings = DecodeOptions(start, frames, rate, audio, codec, crf, preset, pix_fmt, pairs, overwrite, keep_going, depth)
     loaded = o.model_of_latents(latents, model, revision, device, dtype)
     notes, quality = [], None
     with ExitStack() as stack:
@@ -82,6 +99,7 @@ def decode(
             keep_inputs(output, against)
             first, stop = opened.span(start, frames, rate)
             comparison = stack.enter_context(closing(SourceComparison(against, opened, skip=first)))
+        stack.enter_context(ended_by_reader())
         progress = stack.enter_context(reporter.progress("decode"))
         report = decode_file(
             opened, output, model=loaded, tiling=plan, options=settings, progress=progress,

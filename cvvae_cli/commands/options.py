@@ -41,14 +41,17 @@ Device = Annotated[str, typer.Option(envvar="CVVAE_DEVICE", help="auto, cpu, cud
 Dtype = Annotated[str, typer.Option(envvar="CVVAE_DTYPE", help=_DTYPE_HELP, rich_help_panel=DEVICE)]
 Tile = Annotated[str, typer.Option(metavar="PX", help=_TILE_HELP, rich_help_panel=CUTTING)]
 Overlap = Annotated[
-    int | None, typer.Option(metavar="PX", help="Overlap of neighbouring tiles; 64 by default.", rich_help_panel=CUTTING)
+    int | None, typer.Option(metavar="PX", help="Overlap of neighbouring tiles; 64 unless auto chooses.", rich_help_panel=CUTTING)
 ]
 Chunk = Annotated[
     int | None,
-    typer.Option(metavar="N", help="Frames that the network sees at once, 1 + 4k; 17 by default.", rich_help_panel=CUTTING),
+    typer.Option(
+        metavar="N", help="Frames that the network sees at once, 1 + 4k; 17 unless auto chooses.", rich_help_panel=CUTTING
+    ),
 ]
 Batch = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Tiles that the network sees at once; 1 by default.", rich_help_panel=CUTTING)
+    int | None,
+    typer.Option(min=1, metavar="N", help="Tiles that the network sees at once; 1 unless auto chooses.", rich_help_panel=CUTTING),
 ]
 ChunkOverlap = Annotated[int | None, typer.Option(metavar="N", help=_CHUNK_HELP, rich_help_panel=CUTTING)]
 Norm = Annotated[
@@ -93,7 +96,11 @@ Codec = Annotated[
 ]
 Crf = Annotated[float | None, typer.Option(help=_CRF_HELP, rich_help_panel=VIDEO)]
 Preset = Annotated[str | None, typer.Option(help="Preset of the encoder, e.g. veryfast.", rich_help_panel=VIDEO)]
-PixFmt = Annotated[str | None, typer.Option(help="Pixel format, e.g. yuv444p.", rich_help_panel=VIDEO)]
+PixFmt = Annotated[str | None, typer.Option(help="Pixel format, e.g. yuv444p or yuv422p10le (10 bits).", rich_help_panel=VIDEO)]
+Depth = Annotated[
+    int,
+    typer.Option(min=8, max=10, metavar="8|10", help="Bits per component; 10 keeps what 8 would round away.", rich_help_panel=VIDEO),
+]
 EncoderOpt = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME=VALUE", help="An option of the encoder; may be repeated.", rich_help_panel=VIDEO),

@@ -16,7 +16,7 @@ EPILOG = o.examples("cvvae roundtrip in.mp4", "cvvae roundtrip in.mp4 back.mp4 -
 
 def roundtrip(
     source: Annotated[Path, typer.Argument(metavar="IN", help=o.SOURCE_HELP, allow_dash=True)],
-    output: Annotated[Path | None, typer.Argument(metavar="OUT", help="Write the decoded video here.")] = None,
+    output: Annotated[Path | None, typer.Argument(metavar="OUT", help="Write the decoded video, or numbered pictures, here.")] = None,
     model: o.Model = None,
     revision: o.Revision = None,
     device: o.Device = "auto",

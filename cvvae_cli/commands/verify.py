@@ -39,7 +39,7 @@ class Verdict:
 
     Attributes:
         path: as given.
-        bytes, frames, chunks: of a file with a sound header, else 0.
+        bytes, frames, chunks: of a file with an intact header, else 0.
         error: why the file, or the rest of it, could not be checked; None where all of it was.
         damaged_tensors: names of the small tensors that do not match their checksums.
         damaged_chunks: likewise of the latents.
@@ -54,7 +54,7 @@ class Verdict:
     damaged_chunks: tuple[BadChunk, ...] = ()
 
     @property
-    def sound(self) -> bool:
+    def intact(self) -> bool:
         """Nothing is wrong."""
         return self.error is None and not self.damaged_tensors and not self.damaged_chunks
 
@@ -73,9 +73,9 @@ def verify(
     for path in paths:
         with reporter.progress("verify") as progress:
             verdicts.append(_check(path, progress))
-    bad = [verdict.path for verdict in verdicts if not verdict.sound]
-    files = [asdict(verdict) | {"sound": verdict.sound} for verdict in verdicts]
-    values = {"files": files, "sound": len(paths) - len(bad), "damaged": len(bad)}
+    bad = [verdict.path for verdict in verdicts if not verdict.intact]
+    files = [asdict(verdict) | {"intact": verdict.intact} for verdict in verdicts]
+    values = {"files": files, "intact": len(paths) - len(bad), "damaged": len(bad)}
     title = f"{counted(len(paths), 'file')}, {size_text(sum(verdict.bytes for verdict in verdicts))}"
     reporter.grid(values, title, ("file", "part", "finding"), [row for verdict in verdicts for row in _rows(verdict)])
     if bad:
@@ -125,5 +125,5 @@ def _rows(verdict: Verdict) -> list[tuple[str, str, str]]:
     for bad in verdict.damaged_chunks:
         (start, stop), (first, last) = bad.latent_frames, bad.frames
         found.append((f"chunk {bad.chunk}", f"damaged: frames {first} to {last}, latent frames {start} to {stop}"))
-    whole = ("all", f"sound: {counted(verdict.frames, 'frame')} in {counted(verdict.chunks, 'chunk')}")
+    whole = ("all", f"intact: {counted(verdict.frames, 'frame')} in {counted(verdict.chunks, 'chunk')}")
     return [(verdict.path, *finding) for finding in found or [whole]]
