@@ -94,6 +94,8 @@ class LatentWriter:
             raise
 
     def _begin(self) -> None:
+        if self.journal is not None:
+            self.journal.claim()
         # A file of this name is left from a crash. Unlinking it, rather than truncating, keeps two writers
         # of one target apart: each has a file of its own, and the first finds its name taken at `close`.
         self._part.unlink(missing_ok=True)

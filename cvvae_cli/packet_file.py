@@ -45,6 +45,8 @@ class PacketFile:
         self._file = open(path, "rb+" if continues else "wb+")
         if journal is not None and continues:
             self._restore(journal)
+        elif journal is not None:
+            journal.claim()
 
     def _restore(self, journal: RunJournal) -> None:
         begin = 0

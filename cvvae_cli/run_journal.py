@@ -48,13 +48,23 @@ class RunJournal:
         self.entries = self._read()
         mark: Entry = ["run", xxh3_128_hexdigest(json.dumps(run, sort_keys=True).encode())]
         self.replaces = bool(self.entries) and self.entries[0] != mark
+        self._mark: Entry | None = None
         if self.entries[:1] == [mark]:
             self.entries = self.entries[1:]
             self._file.truncate(self._ends[-1])
         else:
-            self.entries = []
-            self._ends = []
+            # An older run's journal stays until this one has something to say: it may yet be refused.
+            self.entries, self._mark = [], mark
+
+    def claim(self) -> None:
+        """Make the journal this run's, where it still is an older one's. What the older one had written may go from here on.
+
+        Raises:
+            OSError: the disk does not take it.
+        """
+        if self._mark is not None:
             self._file.truncate(0)
+            mark, self._mark = self._mark, None
             self.add(mark)
 
     def add(self, entry: Entry) -> None:
@@ -63,6 +73,7 @@ class RunJournal:
         Raises:
             OSError: the disk does not take it.
         """
+        self.claim()
         text = json.dumps(entry)
         self._file.write(f"{text} {xxh3_64_hexdigest(text.encode())}\n".encode())
 
@@ -79,11 +90,11 @@ class RunJournal:
         """Let go of the output.
 
         Args:
-            keep: a later run may go on; otherwise the file is removed.
+            keep: a later run may go on; otherwise the file is removed, unless it is still an older run's.
         """
         if self._file.closed:
             return
-        if not keep:
+        if not keep and not (self.replaces and self._mark is not None):
             with contextlib.suppress(OSError):
                 self.path.unlink()
         self._file.close()

@@ -37,10 +37,24 @@ def test_a_run_of_another_description_begins_anew(tmp_path: Path) -> None:
     journal_of(tmp_path / "a", ["chunk", 5, 1])
     journal = RunJournal(tmp_path / "a", RUN | {"tile": 128})
     assert journal.entries == [] and journal.replaces
+    journal.add(["chunk", 3, 1])
     journal.close(keep=True)
     journal = RunJournal(tmp_path / "a", RUN)
     assert journal.entries == [] and journal.replaces
+    journal.add(["chunk", 2, 1])
     journal.close(keep=False)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_run_that_was_refused_does_not_cost_another_one(tmp_path: Path, keep: bool) -> None:
+    journal_of(tmp_path / "a", ["chunk", 5, 1])
+    RunJournal(tmp_path / "a", RUN | {"tile": 128}).close(keep)
+    journal = RunJournal(tmp_path / "a", RUN)
+    assert journal.entries == [["chunk", 5, 1]] and not journal.replaces
+    journal.close(keep=False)
+    RunJournal(tmp_path / "a", RUN).close(keep=False)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("lost", range(1, 40))
