@@ -10,7 +10,7 @@ Everything is measured on 8-bit RGB frames, with sums in exact integers. This mo
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -144,14 +144,13 @@ class ErrorProfile:
 
 
 @dataclass(frozen=True)
-class Figures:
-    """Decoded frames against their source.
+class Harm:
+    """What is to be seen of tiles and chunks in decoded frames, measured at the places of a cut.
 
     Every ratio is what was found at the marked places over what the like places beside them let expect
     (`observed_and_expected`); None where nothing is marked, or no like place lies beside it, or none has an error.
 
     Attributes:
-        psnr_db, flicker: as `metrics.Quality` has them.
         seam_ratio: absolute gradient of the error across tile lines: where the later tile begins, where both tiles weigh
             the same, where the earlier one ends. Rows and columns together, as sums over pixels.
         seam_ratio_rows, seam_ratio_columns: of the lines between rows, between columns.
@@ -159,13 +158,38 @@ class Figures:
         chunk_edge_difference_ratio: absolute error of the frame differences that touch a crossfaded frame.
     """
 
-    psnr_db: float
-    flicker: float
     seam_ratio: float | None
     seam_ratio_rows: float | None
     seam_ratio_columns: float | None
     chunk_edge_ratio: float | None
     chunk_edge_difference_ratio: float | None
+
+
+@dataclass(frozen=True)
+class Figures(Harm):
+    """Decoded frames against their source.
+
+    Attributes:
+        psnr_db, flicker: as `metrics.Quality` has them.
+    """
+
+    psnr_db: float
+    flicker: float
+
+
+def harm_of(profile: ErrorProfile, cut: Cut) -> Harm:
+    """Read a profile at the places of a cut; the frames need not have been cut there.
+
+    Args:
+        profile: of all frames.
+        cut: of as many frames of this size.
+    """
+    rows = observed_and_expected(profile.rows, cut.row_lines, CELL)
+    columns = observed_and_expected(profile.columns, cut.column_lines, CELL)
+    # The first frame has a latent frame of its own; the others are one of four.
+    frames = observed_and_expected(profile.frames[1:], cut.edge_frames[1:], STEP)
+    differences = observed_and_expected(profile.differences[1:], cut.edge_differences[1:], STEP)
+    return Harm(_ratio(rows, columns), _ratio(rows), _ratio(columns), _ratio(frames), _ratio(differences))
 
 
 def figures_of(source: np.ndarray, decoded: np.ndarray, cut: Cut) -> Figures:
@@ -181,20 +205,7 @@ def figures_of(source: np.ndarray, decoded: np.ndarray, cut: Cut) -> Figures:
         comparison.add(before, after)
         profile.add(before, after)
     quality = comparison.result()
-    rows = observed_and_expected(profile.rows, cut.row_lines, CELL)
-    columns = observed_and_expected(profile.columns, cut.column_lines, CELL)
-    # The first frame has a latent frame of its own; the others are one of four.
-    frames = observed_and_expected(profile.frames[1:], cut.edge_frames[1:], STEP)
-    differences = observed_and_expected(profile.differences[1:], cut.edge_differences[1:], STEP)
-    return Figures(
-        psnr_db=quality.psnr_db,
-        flicker=quality.flicker,
-        seam_ratio=_ratio(rows, columns),
-        seam_ratio_rows=_ratio(rows),
-        seam_ratio_columns=_ratio(columns),
-        chunk_edge_ratio=_ratio(frames),
-        chunk_edge_difference_ratio=_ratio(differences),
-    )
+    return Figures(**asdict(harm_of(profile, cut)), psnr_db=quality.psnr_db, flicker=quality.flicker)
 
 
 def observed_and_expected(values: np.ndarray | list[int], marked: np.ndarray, period: int) -> tuple[float, float]:

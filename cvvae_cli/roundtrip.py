@@ -8,7 +8,7 @@ import resource
 import sys
 import tempfile
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from cvvae_cli.decoded_frames import decoded_frames
 from cvvae_cli.decoding import DecodeOptions, DecodeReport, decode_file
 from cvvae_cli.encoding import EncodeOptions, EncodeReport, encode_file
 from cvvae_cli.errors import QualityError
+from cvvae_cli.fidelity import ErrorProfile, Harm, cut_of, harm_of
 from cvvae_cli.latent_video import LatentVideo, check_model
 from cvvae_cli.media import keep_inputs
 from cvvae_cli.memory_model import tiling_within
@@ -46,9 +47,18 @@ class SourceComparison:
         latents: which part and size of it the decoded frames show, and how it was read; None for all of it.
         with_ssim: whether to measure SSIM, most of the work.
         skip: source frames to pass over first.
+        profile: takes the same pairs.
     """
 
-    def __init__(self, source: str | Path, latents: LatentVideo | None, with_ssim: bool = True, skip: int = 0) -> None:
+    def __init__(
+        self,
+        source: str | Path,
+        latents: LatentVideo | None,
+        with_ssim: bool = True,
+        skip: int = 0,
+        profile: ErrorProfile | None = None,
+    ) -> None:
+        self._profile = profile
         self._comparison = Comparison(with_ssim)
         size = None if latents is None else (latents.width, latents.height)
         start = 0.0 if latents is None else latents.start
@@ -75,6 +85,8 @@ class SourceComparison:
         if decoded.dtype == np.uint16:
             decoded = ((decoded.astype(np.uint32) + 128) // 257).astype(np.uint8)
         self._comparison.add(frame.rgb, decoded)
+        if self._profile is not None:
+            self._profile.add(frame.rgb, decoded)
         self._compared += 1
 
     def result(self, expected: int = 0, to_end: bool = True) -> Quality:
@@ -129,6 +141,7 @@ class RoundtripReport:
     """Attributes:
     encode, decode: how each half went.
     quality: before any video codec.
+    harm: what is to be seen of tiles and chunks, in the same frames.
     psnr_file_db: of the written video, None where none was.
     peak_mib: peak memory of the process (CPU) or the device's allocator (CUDA).
     """
@@ -136,6 +149,7 @@ class RoundtripReport:
     encode: EncodeReport
     decode: DecodeReport
     quality: Quality
+    harm: Harm
     psnr_file_db: float | None
     peak_mib: float
 
@@ -143,6 +157,7 @@ class RoundtripReport:
         """JSON-ready, with the keys that `cvvae roundtrip --json` promises."""
         return {
             **self.quality.to_dict(),
+            "harm": asdict(self.harm),
             "psnr_file_db": self.psnr_file_db,
             "width": self.encode.width,
             "height": self.encode.height,
@@ -187,11 +202,16 @@ def roundtrip_file(
     with tempfile.TemporaryDirectory(prefix="cvvae-") as folder:
         kept = Path(latents) if latents else Path(folder) / "roundtrip.latent"
         encoded = encode_file(source, kept, model=model, tiling=tiling, options=encode, progress=progress)
-        with LatentVideo.open(kept, model.config) as opened, closing(SourceComparison(source, opened)) as comparison:
+        profile = ErrorProfile()
+        with (
+            LatentVideo.open(kept, model.config) as opened,
+            closing(SourceComparison(source, opened, profile=profile)) as comparison,
+        ):
             decoded = decode_file(opened, output, model=model, options=decode, progress=progress, observe=comparison.add)
             quality = comparison.result(opened.num_frames, opened.to_end)
             of_file = _file_psnr(source, output, opened) if output else None
-    return RoundtripReport(encoded, decoded, quality, of_file, peak_mib(model.device))
+    harm = harm_of(profile, cut_of(decoded.tiling, len(profile.frames), decoded.height, decoded.width))
+    return RoundtripReport(encoded, decoded, quality, harm, of_file, peak_mib(model.device))
 
 
 def _try_output(source: str | Path, output: str | Path, encode: EncodeOptions, decode: DecodeOptions) -> None:

@@ -10,6 +10,7 @@ from cvvae_cli.config import Tiling
 from cvvae_cli.decoding import DecodeOptions, decode_file
 from cvvae_cli.encoding import EncodeOptions, encode_file
 from cvvae_cli.errors import LatentFileError, OutputError, QualityError, UsageError, VideoError
+from cvvae_cli.fidelity import cut_of, figures_of
 from cvvae_cli.latent_video import LatentVideo
 from cvvae_cli.roundtrip import check_latents, check_video, roundtrip_file
 
@@ -145,3 +146,15 @@ def test_an_output_that_cannot_be_written_is_found_out_before_the_work(folder, m
     assert (tmp_path / "clip.mp4").read_bytes() == data
     with pytest.raises(VideoError):
         roundtrip_file(tmp_path / "missing.mp4", tmp_path / "back.mp4", model=model)
+
+
+def test_the_harm_of_cuts_is_that_of_the_decoded_frames(folder, model, tmp_path):
+    tiling, pictures = Tiling(tile=64, overlap=16, chunk=17, chunk_overlap=4), moving_pictures(40, 150, 61)
+    source = write_video(tmp_path / "wide.mp4", pictures)
+    report = roundtrip_file(source, None, model=model, latents=tmp_path / "kept.latent", tiling=tiling)
+    expected = figures_of(np.stack(pictures), np.stack(decoded(tmp_path / "kept.latent", model)), cut_of(tiling, 40, 61, 150))
+    found = report.to_dict()["harm"]
+    assert found == {key: getattr(expected, key) for key in found}
+    assert found["seam_ratio_columns"] and found["chunk_edge_ratio"] and found["seam_ratio_rows"] is None
+    whole = roundtrip_file(folder / "clip.mp4", None, model=model, tiling=Tiling(chunk=33, chunk_overlap=0))
+    assert set(whole.to_dict()["harm"].values()) == {None}

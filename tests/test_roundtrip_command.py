@@ -7,7 +7,7 @@ from command_line import QUALITY_KEYS, pictures
 from safetensors.torch import load_file
 
 folder, cvvae, answer = command_line.folder, command_line.cvvae, command_line.answer
-ROUNDTRIP_KEYS = QUALITY_KEYS | {"psnr_file_db", "latent_bytes", "bits_per_pixel", "encode_fps", "decode_fps", "peak_mib"}
+ROUNDTRIP_KEYS = QUALITY_KEYS | {"psnr_file_db", "harm", "latent_bytes", "bits_per_pixel", "encode_fps", "decode_fps", "peak_mib"}
 
 
 def test_roundtrip_prints_what_is_promised(folder, answer, tmp_path):

@@ -2,7 +2,7 @@
 
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,12 +11,17 @@ from cvvae_cli.commands.check import gate, quality_rows
 from cvvae_cli.console import Reporter, counted, size_text
 from cvvae_cli.standard_input import source_path
 
+if TYPE_CHECKING:
+    from cvvae_cli.fidelity import Harm
+
 EPILOG = o.examples("cvvae roundtrip in.mp4", "cvvae roundtrip in.mp4 back.mp4 --frames 65 --min-psnr 28 --json")
 
 
 def roundtrip(
     source: Annotated[Path, typer.Argument(metavar="IN", help=o.SOURCE_HELP, allow_dash=True)],
-    output: Annotated[Path | None, typer.Argument(metavar="OUT", help="Write the decoded video, or numbered pictures, here.")] = None,
+    output: Annotated[
+        Path | None, typer.Argument(metavar="OUT", help="Write the decoded video, or numbered pictures, here.")
+    ] = None,
     model: o.Model = None,
     revision: o.Revision = None,
     device: o.Device = "auto",
@@ -70,6 +75,7 @@ def roundtrip(
         ("video", f"{counted(encoded.frames, 'frame')} of {encoded.width}x{encoded.height}"),
         *quality_rows(report.quality),
         *([] if report.psnr_file_db is None else [("PSNR of file", f"{report.psnr_file_db:.2f} dB, through the video codec")]),
+        *_harm_rows(report.harm),
         ("latents", f"{size_text(encoded.latent_bytes)}, {encoded.bits_per_pixel:.3f} bits per pixel"),
         ("encode", f"{encoded.seconds:.1f} s, {encoded.fps:.1f} frames/s"),
         ("decode", f"{report.decode.seconds:.1f} s, {report.decode.fps:.1f} frames/s"),
@@ -77,3 +83,10 @@ def roundtrip(
     ]
     reporter.answer(values, f"round trip of {source}", rows)
     gate(report.quality, min_psnr)
+
+
+def _harm_rows(harm: "Harm") -> list[tuple[str, str]]:
+    """Seams and chunk edges, where there are any."""
+    ratios = [("seams", harm.seam_ratio), ("chunk edges", harm.chunk_edge_ratio)]
+    told = ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios if ratio is not None)
+    return [("errors at cuts", f"{told} of those beside them")] if told else []
