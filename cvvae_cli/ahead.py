@@ -18,7 +18,7 @@ _START_SECONDS = 1.0
 
 
 @contextlib.contextmanager
-def ahead(items: Iterable[T], depth: int) -> Iterator[Iterator[T]]:
+def ahead(items: Iterable[T], depth: int, stop: Callable[[], None] | None = None) -> Iterator[Iterator[T]]:
     """Produce items in a thread while the caller works on earlier ones.
 
     Whatever `items` needs from its thread (torch's inference mode) it must set itself. When the context is left, also by an
@@ -27,6 +27,7 @@ def ahead(items: Iterable[T], depth: int) -> Iterator[Iterator[T]]:
     Args:
         items: run through once, in the thread alone.
         depth: most items that wait, >= 1; one more may be in the making.
+        stop: called before the thread is waited for, to end a wait of `items`.
 
     Yields:
         An iterator over the items; an error in the thread is raised from it, in its place among the items.
@@ -72,6 +73,8 @@ def ahead(items: Iterable[T], depth: int) -> Iterator[Iterator[T]]:
     finally:
         wanted = False
         room.put(None)
+        if stop is not None:
+            stop()
         # A signal's exception may have come out of `start`, with the thread on its way or not yet asked for.
         if running.wait(_START_SECONDS):
             thread.join()
@@ -99,7 +102,8 @@ def behind(take: Callable[[T], object], depth: int) -> Iterator[Callable[[T], No
             take(item)
             yield
 
-    with ahead(taken(), depth) as done:
+    # The thread's wait is ended by `ahead` itself, which a signal may leave before it comes to the block below.
+    with ahead(taken(), depth, lambda: waiting.put(_END)) as done:
 
         def hand_over(item: T) -> None:
             nonlocal begun
@@ -109,10 +113,7 @@ def behind(take: Callable[[T], object], depth: int) -> Iterator[Callable[[T], No
                 begun += 1
             waiting.put(item)
 
-        try:
-            yield hand_over
-            waiting.put(_END)
-            for _ in done:
-                pass
-        finally:
-            waiting.put(_END)
+        yield hand_over
+        waiting.put(_END)
+        for _ in done:
+            pass

@@ -254,3 +254,17 @@ def test_an_error_of_the_caller_passes_and_drops_what_waits():
         begun.wait(LONG)
         raise ZeroDivisionError
     assert 1 <= len(taken) < 2000 and taken == list(range(len(taken)))
+
+
+def test_an_error_out_of_the_start_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal's exception may come right behind `Thread.start`, before the block is entered."""
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt), behind(print, 2):
+        pass
+    assert not [thread for thread in threading.enumerate() if thread.name == "cvvae-ahead"]
