@@ -9,6 +9,12 @@ _NEVER = -1
 # Larger blocks are few; each is worth a call of the system.
 _LARGEST_KEPT = 1 << 30
 _STATM = Path("/proc/self/statm")
+_STATUS = Path("/proc/self/status")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+_CLEAR_PEAK = "5"
+
+_earlier_peak = 0
+"""Highest peak before the system's own count was last begun anew, bytes."""
 
 
 def keep_freed_memory() -> None:
@@ -37,6 +43,33 @@ def resident_bytes() -> int | None:
         return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return None
+
+
+def restart_peak() -> bool:
+    """Have the system count the peak of resident memory from now on; False where it does not."""
+    global _earlier_peak
+    peak = peak_since_restart()
+    try:
+        _CLEAR_REFS.write_text(_CLEAR_PEAK)
+    except OSError:
+        return False
+    _earlier_peak = max(_earlier_peak, peak or 0)
+    return peak is not None
+
+
+def peak_since_restart() -> int | None:
+    """Most bytes of memory that this process has held since `restart_peak`; None where the system does not say."""
+    try:
+        lines = _STATUS.read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
+
+
+def peak_bytes() -> int | None:
+    """Most bytes of memory that this process has ever held; None where the system does not say."""
+    peak = peak_since_restart()
+    return None if peak is None else max(peak, _earlier_peak)
 
 
 def available_bytes() -> int | None:

@@ -22,6 +22,7 @@ from cvvae_cli.decoding import DecodeOptions, DecodeReport, decode_file
 from cvvae_cli.encoding import EncodeOptions, EncodeReport, encode_file
 from cvvae_cli.errors import QualityError
 from cvvae_cli.fidelity import ErrorProfile, Harm, cut_of, harm_of
+from cvvae_cli.host_memory import peak_bytes
 from cvvae_cli.latent_video import LatentVideo, check_model
 from cvvae_cli.media import keep_inputs
 from cvvae_cli.memory_model import tiling_within
@@ -36,6 +37,9 @@ def peak_mib(device: torch.device) -> float:
     """Peak memory of this process in MiB: of the device's allocator on CUDA, resident memory on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    counted = peak_bytes()
+    if counted is not None:
+        return counted / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 

@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from cvvae_cli import host_memory
 from cvvae_cli.host_memory import _control_group_bytes, _system_bytes, available_bytes
 
 ROOT = Path(__file__).parents[1]
@@ -97,3 +99,16 @@ def test_freed_memory_is_kept_when_asked_and_given_back_when_asked(kept):
     assert 195 < held - before < 215
     assert freed - before > 195 if kept else freed - before < 15
     assert returned - before < 15
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="this system does not count peaks")
+def test_the_peak_is_counted_anew_and_the_highest_remembered() -> None:
+    size = 200 << 20
+    np.ones(size // 8)
+    highest = host_memory.peak_bytes()
+    assert host_memory.restart_peak()
+    low = host_memory.peak_since_restart()
+    assert low < highest - size * 3 // 4
+    np.ones(size // 16)
+    assert size * 2 // 5 < host_memory.peak_since_restart() - low < size
+    assert host_memory.peak_bytes() >= highest
