@@ -19,7 +19,7 @@ from xxhash import xxh3_64, xxh3_64_intdigest
 
 from cvvae_cli.errors import LatentFileError, OutputError, UsageError
 from cvvae_cli.latent_file import BLOCK, LATENT_DTYPES
-from cvvae_cli.run_journal import BEGINS_ANEW, GOES_ON, RunJournal, may_go_on
+from cvvae_cli.run_journal import RunJournal, keeps
 from cvvae_cli.safetensors_header import ALIGNMENT, NUMPY_TYPES, OWN_METADATA, describe, make_header, to_float, to_stored
 from cvvae_cli.small_tensor import STORED_NAMES, SmallTensor
 
@@ -232,10 +232,7 @@ class LatentWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        keep = self.journal is not None and bool(self._ends) and may_go_on(error)
-        if self.journal is not None and self._file is not None and error is not None and may_go_on(error):
-            error.add_note(GOES_ON if keep else BEGINS_ANEW)
-        self.abort(keep)
+        self.abort(self._file is not None and error is not None and keeps(self.journal, len(self._ends), error))
 
     @contextlib.contextmanager
     def _told_on_failure(self) -> Iterator[None]:

@@ -1,6 +1,8 @@
 """Why an output cannot be written, in one sentence. Opens nothing."""
 
+import contextlib
 import errno
+from collections.abc import Iterator
 from pathlib import Path
 
 from av.error import FFmpegError
@@ -14,6 +16,19 @@ _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 def exists_already(path: Path) -> OutputError:
     """The error to raise where an output is there and may not be replaced."""
     return OutputError(f"{path} exists already; pass -y (overwrite=True in Python) to replace it.")
+
+
+@contextlib.contextmanager
+def told_on_failure(path: Path) -> Iterator[None]:
+    """Has a failure of FFmpeg or the system come out as the sentence for it.
+
+    Raises:
+        OutputError: for either.
+    """
+    try:
+        yield
+    except (FFmpegError, OSError) as error:
+        raise not_written(path, error) from None
 
 
 def not_written(path: Path, error: FFmpegError | OSError) -> OutputError:

@@ -5,20 +5,18 @@ It does not know where frames come from. Times and sound have no place in pictur
 
 import contextlib
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-from av.error import FFmpegError
 from xxhash import xxh3_64_intdigest
 
 from cvvae_cli.colour import BT601, FULL, Colour
 from cvvae_cli.errors import OutputError, UsageError
-from cvvae_cli.output_errors import exists_already, not_written
+from cvvae_cli.output_errors import exists_already, told_on_failure
 from cvvae_cli.picture_sequence import is_sequence, picture_numbers, picture_path
-from cvvae_cli.run_journal import BEGINS_ANEW, GOES_ON, RunJournal, may_go_on
+from cvvae_cli.run_journal import RunJournal, keeps
 from cvvae_cli.video_encoder import Encoding, Pictures, VideoEncoder
 
 PICTURE_CODECS = {".png": "png", ".jpg": "mjpeg", ".jpeg": "mjpeg", ".webp": "libwebp"}
@@ -79,7 +77,7 @@ class PictureWriter:
             pictures = replace(pictures, colour=Colour(BT601, FULL))
         try:
             self._encoder = VideoEncoder(pictures, encoding, 0)
-            with self._told_on_failure():
+            with told_on_failure(self.path):
                 self._take_over(run)
                 self._part.write_bytes(b"")
         except BaseException as error:
@@ -131,7 +129,7 @@ class PictureWriter:
         """
         if rgb.shape != self._size or rgb.dtype not in (np.uint8, np.uint16):
             raise UsageError(f"A frame must be uint8 or uint16 {self._size}; got {rgb.dtype} {rgb.shape}.")
-        with self._told_on_failure():
+        with told_on_failure(self.path):
             for packet in self._encoder.encode(rgb, pts, duration):
                 self._store(bytes(packet))
 
@@ -158,7 +156,7 @@ class PictureWriter:
         if self._closed:
             return
         try:
-            with self._told_on_failure():
+            with told_on_failure(self.path):
                 for packet in self._encoder.end_segment():
                     self._store(bytes(packet))
                 if not self.frames:
@@ -191,13 +189,6 @@ class PictureWriter:
             self.journal.close(keep)
         self._closed = True
 
-    @contextlib.contextmanager
-    def _told_on_failure(self) -> Iterator[None]:
-        try:
-            yield
-        except (FFmpegError, OSError) as error:
-            raise not_written(self.path, error) from None
-
     def __enter__(self) -> "PictureWriter":
         return self
 
@@ -209,8 +200,4 @@ class PictureWriter:
 
     def _give_up(self, error: BaseException) -> None:
         """Keeps the pictures where a later run may go on, and has the error say so."""
-        keep = False
-        if not self._closed and self.journal is not None and may_go_on(error):
-            keep = self.frames > 0
-            error.add_note(GOES_ON if keep else BEGINS_ANEW)
-        self.abort(keep)
+        self.abort(not self._closed and keeps(self.journal, self.frames, error))

@@ -130,10 +130,21 @@ def _locked(path: Path, target: Path) -> io.FileIO:
 
 
 GOES_ON = "What is done is kept; the same command goes on from there."
-"""A note to the error that ends a run whose journal is kept."""
-
 BEGINS_ANEW = "No part was finished yet, so the same command begins anew."
-"""The same where there is nothing to keep."""
+
+
+def keeps(journal: RunJournal | None, parts: int, error: BaseException) -> bool:
+    """Whether a run that an error ends leaves its finished parts to a later one; the error then says so in a note.
+
+    Args:
+        journal: of the run; None keeps nothing.
+        parts: how many are finished.
+        error: what ends it.
+    """
+    if journal is None or not may_go_on(error):
+        return False
+    error.add_note(GOES_ON if parts else BEGINS_ANEW)
+    return parts > 0
 
 
 def may_go_on(error: BaseException | None) -> bool:

@@ -7,22 +7,21 @@ container. It does not know where frames come from or what a latent is.
 import contextlib
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
 import numpy as np
-from av.error import FFmpegError
 
 from cvvae_cli.colour import Colour
 from cvvae_cli.container_tags import ContainerTags
 from cvvae_cli.errors import OutputError, UsageError
 from cvvae_cli.host_memory import return_freed_memory
-from cvvae_cli.output_errors import exists_already, not_written
+from cvvae_cli.output_errors import exists_already, told_on_failure
 from cvvae_cli.packet_file import PacketFile
-from cvvae_cli.run_journal import BEGINS_ANEW, GOES_ON, RunJournal, may_go_on
+from cvvae_cli.run_journal import RunJournal, keeps
 from cvvae_cli.video_container import Beside, VideoContainer
 from cvvae_cli.video_encoder import Encoding, Pictures, VideoEncoder
 
@@ -135,13 +134,11 @@ class VideoWriter:
 
     def _open_files(self, run: dict | None) -> None:
         """Makes the hidden files, so that a forbidden folder is known at once, and takes over what an earlier run left."""
-        try:
+        with told_on_failure(self.path):
             if run is not None:
                 self.journal = RunJournal(self.path, run)
             self._part.write_bytes(b"")
             self._packets = PacketFile(self.path.with_name(f".{self.path.name}.packets"), self.journal)
-        except OSError as error:
-            raise not_written(self.path, error) from None
         self.frames = self._packets.frames
 
     @property
@@ -171,7 +168,7 @@ class VideoWriter:
         self._last_pts = pts
         shown = pts - self._offset
         self._durations[shown] = duration
-        with self._told_on_failure():
+        with told_on_failure(self.path):
             assert self._packets is not None
             self._packets.append(self._encoder.encode(rgb, shown, duration), self._durations)
             self.frames += 1
@@ -196,7 +193,7 @@ class VideoWriter:
         try:
             if not self.frames:
                 raise OutputError(f"{self.path} was not written: there was no frame to write.")
-            with self._told_on_failure():
+            with told_on_failure(self.path):
                 if self.frames > self._packets.frames:
                     self._end_segment()
                 self._write_container(self._packets)
@@ -237,13 +234,6 @@ class VideoWriter:
         if self.journal is not None:
             self.journal.close(keep)
 
-    @contextlib.contextmanager
-    def _told_on_failure(self) -> Iterator[None]:
-        try:
-            yield
-        except (FFmpegError, OSError) as error:
-            raise not_written(self.path, error) from None
-
     def __enter__(self) -> "VideoWriter":
         return self
 
@@ -255,11 +245,7 @@ class VideoWriter:
 
     def _give_up(self, error: BaseException) -> None:
         """Keeps the finished segments where a later run may go on, and has the error say so."""
-        keep = False
-        if self.journal is not None and self._packets is not None and may_go_on(error):
-            keep = self._packets.frames > 0
-            error.add_note(GOES_ON if keep else BEGINS_ANEW)
-        self.abort(keep)
+        self.abort(self._packets is not None and keeps(self.journal, self._packets.frames, error))
 
 
 def _part_of(path: Path, overwrite: bool) -> Path:
