@@ -263,7 +263,9 @@ class _Decoding:
     def told(self, plan: Plan) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """All notes of a finished run, and those of them that tell of damage."""
         damage = [*self._damage, *_told(self.latents.replaced_frames(), plan.tiling)]
-        return (*self._notes, *plan.notes, *(self.writer.notes if self.writer else ()), *damage), tuple(damage)
+        writer = self.writer
+        dropped = writer.journal.notes if writer and writer.journal else ()
+        return (*self._notes, *plan.notes, *dropped, *(writer.notes if writer else ()), *damage), tuple(damage)
 
     def _fitting_tiling(self) -> Tiling:
         return self.tiling or tiling_within(self.model, self.latents.tiling, self.latents.height, self.latents.width)

@@ -188,7 +188,7 @@ def encode_file(
         frames, width, height = len(run.pts), reader.width, reader.height
         bits = 8 * latent_bytes / (width * height * frames)
         seconds = perf_counter() - began
-        notes = (*reader.notes(run.to_end), *plan.notes)
+        notes = (*reader.notes(run.to_end), *plan.notes, *(writer.journal.notes if writer.journal else ()))
         size, stages = (frames, width, height), dict(clock.seconds)
         return EncodeReport(*size, latent_bytes, bits, seconds, plan.tiling, stages, quality, notes, resumed_at)
 

@@ -20,8 +20,9 @@ from xxhash import xxh3_64, xxh3_64_intdigest
 from cvvae_cli.errors import LatentFileError, OutputError, UsageError
 from cvvae_cli.latent_file import BLOCK, LATENT_DTYPES
 from cvvae_cli.run_journal import RunJournal, keeps
-from cvvae_cli.safetensors_header import ALIGNMENT, NUMPY_TYPES, OWN_METADATA, describe, make_header, to_float, to_stored
+from cvvae_cli.safetensors_header import ALIGNMENT, NUMPY_TYPES, OWN_METADATA, describe, make_header, to_stored
 from cvvae_cli.small_tensor import STORED_NAMES, SmallTensor
+from cvvae_cli.whole_file import put_in_place
 
 HEADER_RESERVE = 16 * 1024
 """Bytes kept free at the front for the header and its length; the payload then starts at a page."""
@@ -155,19 +156,6 @@ class LatentWriter:
         self._ends.append(end)
         self._sums.append(digest)
 
-    def stored(self, start: int, stop: int) -> np.ndarray:
-        """Latent frames `start` to `stop` of those appended so far, as a reader of the file will see them.
-
-        Returns:
-            float32 [stop - start, z, h, w].
-        """
-        assert self._file is not None and 0 <= start <= stop <= self.latent_frames
-        end = self._file.tell()
-        self._file.seek(HEADER_RESERVE + start * self._frame_bytes)
-        data = self._file.read((stop - start) * self._frame_bytes)
-        self._file.seek(end)
-        return to_float(np.frombuffer(data, NUMPY_TYPES[self._dtype]), self._dtype).reshape(stop - start, *self._frame_shape)
-
     @contextlib.contextmanager
     def scratch_file(self) -> Iterator[BinaryIO]:
         """An empty file without a name on the target's disk, for a tensor that is too large for memory.
@@ -262,21 +250,14 @@ class LatentWriter:
         self._file.seek(0)
         self._file.write(header)
         self._file.flush()
-        os.fsync(self._file.fileno())
         self._check_target()
         if not self._owns_part():
             raise OutputError(f"{self._shown} is being written by another process too; give each its own output.")
-        os.replace(self._part, self._target)
+        put_in_place(self._part, self._target)
         self._file.close()
         self._file = None
         if self.journal is not None:
             self.journal.close(keep=False)
-        with contextlib.suppress(OSError):  # some network file systems cannot sync a folder
-            folder = os.open(self._target.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
 
     def _copy(self, tensor: SmallTensor) -> str:
         """Writes a small tensor and returns its checksum."""

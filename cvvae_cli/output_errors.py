@@ -24,9 +24,12 @@ def told_on_failure(path: Path) -> Iterator[None]:
 
     Raises:
         OutputError: for either.
+        BrokenPipeError: as it is; a reader that leaves is no failure of the writer.
     """
     try:
         yield
+    except BrokenPipeError:
+        raise
     except (FFmpegError, OSError) as error:
         raise not_written(path, error) from None
 

@@ -41,6 +41,7 @@ class PictureWriter:
     Attributes:
         path: the pattern.
         notes: one sentence for everything that could not be done exactly.
+        deep: more than 8 bits per component are written.
         frames: pictures that are there, those of an earlier run with them.
         journal: of the run that was described, else None.
     """
@@ -68,7 +69,6 @@ class PictureWriter:
         self.frames = 0
         self.journal: RunJournal | None = None
         self._overwrite, self._closed = overwrite, False
-        self._size = (pictures.height, pictures.width, 3)
         self._part = path.with_name(f".{path.name}.part")
         suffix = path.suffix.lower()
         if encoding.codec != PICTURE_CODECS[suffix]:
@@ -77,6 +77,7 @@ class PictureWriter:
             pictures = replace(pictures, colour=Colour(BT601, FULL))
         try:
             self._encoder = VideoEncoder(pictures, encoding, 0)
+            self.deep = self._encoder.deep
             with told_on_failure(self.path):
                 self._take_over(run)
                 self._part.write_bytes(b"")
@@ -111,11 +112,6 @@ class PictureWriter:
         """Numbers of the pictures of this name that are not this run's."""
         return [number for number in picture_numbers(self.path) if not FIRST_NUMBER <= number <= self.frames]
 
-    @property
-    def deep(self) -> bool:
-        """Whether more than 8 bits per component are written."""
-        return self._encoder.deep
-
     def write(self, rgb: np.ndarray, pts: int, duration: int) -> None:
         """Encodes one frame; its picture may appear some frames later.
 
@@ -127,8 +123,6 @@ class PictureWriter:
             OutputError: a picture cannot be written.
             UsageError: the frame has another size or type.
         """
-        if rgb.shape != self._size or rgb.dtype not in (np.uint8, np.uint16):
-            raise UsageError(f"A frame must be uint8 or uint16 {self._size}; got {rgb.dtype} {rgb.shape}.")
         with told_on_failure(self.path):
             for packet in self._encoder.encode(rgb, pts, duration):
                 self._store(bytes(packet))

@@ -11,7 +11,7 @@ import torch
 from xxhash import xxh3_64
 
 from cvvae_cli.autoencoder import Autoencoder
-from cvvae_cli.config import Tiling
+from cvvae_cli.config import Tiling, tiling_from_dict
 from cvvae_cli.machine import device_name
 from cvvae_cli.run_journal import RunJournal
 
@@ -56,7 +56,7 @@ def settled_tiling(journal: RunJournal | None, choose: Callable[[], Tiling]) -> 
     """
     for kind, *values in journal.entries if journal else ():
         if kind == "tiling":
-            return Tiling(**values[0])
+            return tiling_from_dict(values[0])
     tiling = choose()
     if journal is not None:
         journal.add(["tiling", asdict(tiling)])

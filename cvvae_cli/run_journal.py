@@ -29,6 +29,7 @@ class RunJournal:
         path: `.NAME.journal` beside the output.
         entries: what an earlier run of the same description had finished, in order.
         replaces: an earlier run was of another description.
+        notes: one sentence where it is dropped for this one.
     """
 
     def __init__(self, target: Path, run: dict) -> None:
@@ -48,6 +49,7 @@ class RunJournal:
         self.entries = self._read()
         mark: Entry = ["run", xxh3_128_hexdigest(json.dumps(run, sort_keys=True).encode())]
         self.replaces = bool(self.entries) and self.entries[0] != mark
+        self.notes: list[str] = []
         self._mark: Entry | None = None
         if self.entries[:1] == [mark]:
             self.entries = self.entries[1:]
@@ -63,6 +65,8 @@ class RunJournal:
             OSError: the disk does not take it.
         """
         if self._mark is not None:
+            if self.replaces:
+                self.notes.append("An unfinished run of this output, of other options or another source, was dropped.")
             self._file.truncate(0)
             mark, self._mark = self._mark, None
             self.add(mark)

@@ -3,20 +3,17 @@
 It does not know where frames come from or who reads the stream. A run that is stopped cannot go on.
 """
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-from av.error import FFmpegError
 from av.packet import Packet
 
 from cvvae_cli.errors import OutputError
-from cvvae_cli.output_errors import not_written
+from cvvae_cli.output_errors import told_on_failure
 from cvvae_cli.run_journal import RunJournal
 from cvvae_cli.standard_output import StandardOutput
-from cvvae_cli.video_container import Beside, VideoContainer
+from cvvae_cli.video_container import EXACT, Beside, VideoContainer
 from cvvae_cli.video_encoder import Encoding, Pictures, VideoEncoder
 
 STREAM_CODEC = "libx264"
@@ -24,9 +21,7 @@ STREAM_CODEC = "libx264"
 
 _NAME = Path("The standard output")
 
-_OPTIONS = {
-    "avoid_negative_ts": "disabled",
-    "fflags": "+bitexact",
+_OPTIONS = EXACT | {
     "flush_packets": "1",
     # Microseconds that pictures may wait for a subtitle that is to come: FFmpeg's 10 s would be felt.
     "max_interleave_delta": "1000000",
@@ -39,6 +34,7 @@ class StreamWriter:
     Attributes:
         notes: one sentence for everything that could not be done exactly.
         frames: written so far.
+        deep: more than 8 bits per component are written.
         journal: none.
     """
 
@@ -67,12 +63,7 @@ class StreamWriter:
         except BaseException:
             self.abort()
             raise
-        self.notes = list(self._container.notes)
-
-    @property
-    def deep(self) -> bool:
-        """Whether more than 8 bits per component are written."""
-        return self._encoder.deep
+        self.notes, self.deep = list(self._container.notes), self._encoder.deep
 
     def write(self, rgb: np.ndarray, pts: int, duration: int) -> None:
         """Encodes one frame, and passes on what is ready.
@@ -92,7 +83,7 @@ class StreamWriter:
         self.frames += 1
 
     def _pass_on(self, packets: list[Packet]) -> None:
-        with _told_on_failure():
+        with told_on_failure(_NAME):
             for packet in packets:
                 packet.duration = self._durations.pop(packet.pts, packet.duration or 0)
                 self._container.mux(packet)
@@ -111,7 +102,7 @@ class StreamWriter:
             raise OutputError("Nothing went to the standard output: there was no frame to write.")
         try:
             self._pass_on(self._encoder.end_segment())
-            with _told_on_failure():
+            with told_on_failure(_NAME):
                 self._container.close()
         except BaseException:
             self.abort()
@@ -133,13 +124,3 @@ class StreamWriter:
             self.close()
         else:
             self.abort()
-
-
-@contextlib.contextmanager
-def _told_on_failure() -> Iterator[None]:
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except (FFmpegError, OSError) as error:
-        raise not_written(_NAME, error) from None

@@ -20,6 +20,10 @@ from cvvae_cli.sidecar import SidecarCopy
 from cvvae_cli.video_encoder import CODECS_WITH_ASPECT, Pictures
 
 
+EXACT = {"avoid_negative_ts": "disabled", "fflags": "+bitexact"}
+"""Options of a container that keep times as they are, and random identifiers (Matroska's) out: the same run, the same file."""
+
+
 class Sink(Protocol):
     """Takes bytes in order, all of them or an error."""
 

@@ -105,6 +105,7 @@ class VideoEncoder:
         if encoding.depth > 8 and not self.deep:
             raise UsageError(f"{self._pixels} has 8 bits, and the depth asked for is {encoding.depth}; leave out one of the two.")
         self._converters: dict[bool, RgbToFrame] = {}
+        self._last_pts: int | None = None
         if context is not None:
             self.open(context)
         self._context: VideoCodecContext | None = context or self._fresh()
@@ -114,17 +115,25 @@ class VideoEncoder:
 
         Args:
             rgb: uint8 or uint16 [height, width, 3].
-            pts, duration: ticks.
+            pts: when it is shown, ticks, later than the frame before.
+            duration: ticks.
 
         Raises:
+            UsageError: the frame has another size or type, or does not come later than the one before.
             FFmpegError: the encoder fails.
         """
+        size = (self.pictures.height, self.pictures.width, 3)
+        if rgb.shape != size or rgb.dtype not in (np.uint8, np.uint16):
+            raise UsageError(f"A frame must be uint8 or uint16 {size}; got {rgb.dtype} {rgb.shape}.")
+        if self._last_pts is not None and pts <= self._last_pts:
+            raise UsageError(f"Frame times must rise; got {pts} after {self._last_pts}, pass later times.")
+        self._last_pts = pts
         if self._context is None:
             self._context = self._fresh()
         deep = rgb.dtype == np.uint16
         if deep not in self._converters:
-            size = self.pictures.width, self.pictures.height
-            self._converters[deep] = RgbToFrame(*size, self._pixels, self._tags, self.pictures.time_base, deep)
+            height, width, _ = size
+            self._converters[deep] = RgbToFrame(width, height, self._pixels, self._tags, self.pictures.time_base, deep)
         return self._context.encode(self._converters[deep](rgb, pts, duration))
 
     def end_segment(self) -> list[Packet]:

@@ -6,7 +6,6 @@ container. It does not know where frames come from or what a latent is.
 
 import contextlib
 import math
-import os
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -22,8 +21,9 @@ from cvvae_cli.host_memory import return_freed_memory
 from cvvae_cli.output_errors import exists_already, told_on_failure
 from cvvae_cli.packet_file import PacketFile
 from cvvae_cli.run_journal import RunJournal, keeps
-from cvvae_cli.video_container import Beside, VideoContainer
+from cvvae_cli.video_container import EXACT, Beside, VideoContainer
 from cvvae_cli.video_encoder import Encoding, Pictures, VideoEncoder
+from cvvae_cli.whole_file import put_in_place
 
 DEFAULT_CODECS = {
     ".mp4": "libx264",
@@ -46,6 +46,7 @@ class VideoWriter:
     Attributes:
         path: the file.
         notes: one sentence for everything that could not be done exactly.
+        deep: more than 8 bits per component are written.
         frames: frames written so far, those of an earlier run with them: the next one to `write` is this one.
         journal: of the run that was described, else None.
     """
@@ -109,7 +110,6 @@ class VideoWriter:
         self._pictures = Pictures(width, height, frame_rate, Fraction(time_base), sample_aspect_ratio, colour or Colour())
         self._segment_frames = segment_frames
         self._offset = round(Fraction(time_origin) / self._pictures.time_base)
-        self._last_pts: int | None = None
         self._durations: dict[int, int] = {}
         self._overwrite = overwrite
         self._part = _part_of(self.path, overwrite)
@@ -123,6 +123,7 @@ class VideoWriter:
             self._container = VideoContainer(f"file:{self._part}", suffix, self._codec, self._pictures, options)
             wanted = Encoding(self._codec, crf, preset, pix_fmt, tuple((encoder_options or {}).items()), depth)
             self._encoder = VideoEncoder(self._pictures, wanted, self._container.stream.codec_context.flags)
+            self.deep = self._encoder.deep
             if sidecar is not None and suffix == ".png":
                 self.notes.append("The sound was left out, since a picture holds none.")
                 sidecar = None
@@ -141,11 +142,6 @@ class VideoWriter:
             self._packets = PacketFile(self.path.with_name(f".{self.path.name}.packets"), self.journal)
         self.frames = self._packets.frames
 
-    @property
-    def deep(self) -> bool:
-        """Whether more than 8 bits per component are written."""
-        return self._encoder.deep
-
     def write(self, rgb: np.ndarray, pts: int, duration: int) -> None:
         """Encodes one frame.
 
@@ -158,14 +154,8 @@ class VideoWriter:
             OutputError: the file cannot be written.
             UsageError: the frame has another size or type, or does not come later than the one before.
         """
-        size = (self._pictures.height, self._pictures.width, 3)
-        if rgb.shape != size or rgb.dtype not in (np.uint8, np.uint16):
-            raise UsageError(f"A frame must be uint8 or uint16 {size}; got {rgb.dtype} {rgb.shape}.")
-        if self._last_pts is not None and pts <= self._last_pts:
-            raise UsageError(f"Frame times must rise; got {pts} after {self._last_pts}, pass later times.")
         if self.frames and self._codec == "png":
             raise UsageError(f"{self.path} holds one frame and the video has more; write .mp4 or limit the frames to 1.")
-        self._last_pts = pts
         shown = pts - self._offset
         self._durations[shown] = duration
         with told_on_failure(self.path):
@@ -197,11 +187,9 @@ class VideoWriter:
                 if self.frames > self._packets.frames:
                     self._end_segment()
                 self._write_container(self._packets)
-                with self._part.open("rb+") as file:
-                    os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
                 if self.path.exists() and not self._overwrite:
                     raise exists_already(self.path)
-                os.replace(self._part, self.path)
+                put_in_place(self._part, self.path)
         except BaseException as error:
             self._give_up(error)
             raise
@@ -265,8 +253,6 @@ def _container_options(suffix: str, time_base: Fraction) -> dict[str, str]:
     """What keeps times exact: no shifting to 0, and MP4's list of edits in ticks that ours are multiples of."""
     if suffix == ".png":
         return {"update": "1"}
-    # bitexact: else Matroska gets random identifiers, and the same run would give two files.
-    options = {"avoid_negative_ts": "disabled", "fflags": "+bitexact"}
     if suffix in (".mp4", ".m4v", ".mov"):
-        options["movie_timescale"] = str(time_base.denominator * math.ceil(1000 / time_base.denominator))
-    return options
+        return EXACT | {"movie_timescale": str(time_base.denominator * math.ceil(1000 / time_base.denominator))}
+    return EXACT

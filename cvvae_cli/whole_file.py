@@ -26,10 +26,25 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     part = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
         yield part
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
-        part.replace(target)
+        put_in_place(part, target)
     except BaseException:
         with contextlib.suppress(OSError):
             part.unlink()
         raise
+
+
+def put_in_place(part: Path, target: Path) -> None:
+    """Give a finished file its name; an existing file of that name is replaced.
+
+    Raises:
+        OSError: the disk does not take it, or the target cannot be replaced.
+    """
+    with part.open("rb+") as file:
+        os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
+    part.replace(target)
+    with contextlib.suppress(OSError):  # some network file systems cannot sync a folder
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

@@ -320,7 +320,6 @@ def test_a_stopped_run_goes_on_and_gives_the_same_file(tmp_path: Path) -> None:
         stopped(tmp_path, second, SystemExit)
         with begun(tmp_path) as writer:
             assert writer.latent_frames == 2 * second
-            assert np.array_equal(writer.stored(1, 2 * second), np.concatenate([latents(2, seed=i) for i in range(second)])[1:])
             with pytest.raises(ZeroDivisionError), writer:
                 raise ZeroDivisionError
         assert finished(tmp_path) == whole

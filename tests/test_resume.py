@@ -11,12 +11,14 @@ import pytest
 from clips import moving_pictures, write_video
 from tiny_model import save_tiny_model
 
+from cvvae_cli import memory_model
 from cvvae_cli.autoencoder import Autoencoder
 from cvvae_cli.checkpoint import load_model
 from cvvae_cli.config import Tiling
 from cvvae_cli.decoding import SEGMENT_CHUNKS, DecodeOptions, decode_file
 from cvvae_cli.encoding import EncodeOptions, encode_file
 from cvvae_cli.errors import OutputError
+from cvvae_cli.memory_model import fitting_tiling
 
 # One new latent frame a chunk, and a crossfade: every chunk depends on the one before.
 TILING = Tiling(chunk=9, chunk_overlap=4)
@@ -114,16 +116,21 @@ def test_a_run_of_other_options_or_another_source_begins_anew(folder: Path, mode
     other.write_bytes((folder / "clip.mp4").read_bytes())
     assert seen(other, TILING, seed=1) == []
     assert seen(other, TILING, seed=1) != []
+    dropped = "An unfinished run of this output, of other options or another source, was dropped."
+    reports = [encode_file(other, tmp_path / "a", model=model, tiling=Tiling(), options=EncodeOptions(overwrite=True)) for _ in "12"]
+    assert [report.notes.count(dropped) for report in reports] == [1, 0]
 
 
-def test_the_tiling_of_the_beginning_is_kept(folder: Path, model: Autoencoder, tmp_path: Path) -> None:
-    """What fits may change while a run waits; the file is that of one run all the same."""
-    with pytest.raises(Stopped):
+def test_the_tiling_of_the_beginning_is_kept(
+    folder: Path, model: Autoencoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the machine has free may change while a run waits; the file is that of one run all the same."""
+    with monkeypatch.context() as full, pytest.raises(Stopped):
+        full.setattr(memory_model, "available_bytes", lambda: 1)
+        chosen = fitting_tiling(model, 32, 40)
         encode_file(folder / "clip.mp4", tmp_path / "a", model=model, progress=stop_at(1))
-    journal = tmp_path / ".a.journal"
-    assert '"tiling"' in journal.read_text()
     report = encode_file(folder / "clip.mp4", tmp_path / "a", model=model)
-    assert report.resumed_at > 0
+    assert report.resumed_at > 0 and report.tiling == chosen != fitting_tiling(model, 32, 40)
 
 
 def test_what_cannot_go_on_leaves_nothing(folder: Path, model: Autoencoder, tmp_path: Path) -> None:
