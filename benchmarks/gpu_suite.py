@@ -1,7 +1,7 @@
 """Everything that needs a GPU, one after another, each in a process of its own; what one cannot do the others still say.
 
     make bench-cuda                                              on a GPU
-    python benchmarks/gpu_suite.py --device cpu --out /tmp/trial      the same scripts on the CPU at small size
+    python benchmarks/gpu_suite.py --device cpu --out trial      the same scripts on the CPU at small size
 
 Kernel tests on real hardware, bandwidth of the kernels, the networks beside their plain form, and both models from file to
 file at 1080p and 4K. Each step leaves NAME.log and, where it answers in JSON, NAME.json in the folder; exits with 1 if one
@@ -51,7 +51,7 @@ def steps(device: str, folder: Path) -> dict[str, list[str]]:
     sizes = {"1080p": (1920, 1080, 240), "4k": (3840, 2160, 49)} if cuda else {"small": (160, 96, 21)}
     python, tool = sys.executable, [sys.executable, "-m", "cvvae_cli", "bench", "--json", "--quiet", "--device", device]
     found = {
-        "kernel-tests": [python, "-m", "pytest", "-q", "tests/test_kernels_pad.py", "tests/test_kernels_norm.py"],
+        "kernel-tests": [python, "-m", "pytest", "-q", *sorted(map(str, Path("tests").glob("test_kernels*.py")))],
         "pad": [python, "benchmarks/pad_bandwidth.py", *([] if cuda else ["--repeats", "1"])],
         "norm": [python, "benchmarks/norm_bandwidth.py", "--device", "cuda" if cuda else "cpu", *([] if cuda else ["--repeats", "1"])],
     }

@@ -4,15 +4,7 @@ The interpreter takes some 50 ms per program, so tensors for Triton are tiny; th
 """
 
 import itertools
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
-from importlib.util import find_spec
-from pathlib import Path
 
-import cvvae_kernels
 import pytest
 import torch
 from cvvae_kernels import pad3d, pad3d_reference
@@ -20,23 +12,16 @@ from cvvae_kernels.layout import PAD_MODES, memory_format_of
 from cvvae_kernels.plain import pad3d_differentiable, pad3d_plain
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-FORMATS = [torch.contiguous_format, torch.channels_last_3d]
-FORMAT_NAMES = ["contiguous", "channels_last"]
-MODES = list(itertools.product(PAD_MODES, PAD_MODES))
-needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
-per_format = pytest.mark.parametrize("memory_format", FORMATS, ids=FORMAT_NAMES)
-per_mode = pytest.mark.parametrize("time_mode, space_mode", MODES, ids=["-".join(modes) for modes in MODES])
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory() -> Iterator[None]:
-    """Makes torch.empty return NaN (the largest value of integers), so that an element left unwritten shows."""
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    yield
-    torch.use_deterministic_algorithms(False)
+from kernel_cases import (
+    DEVICE,
+    FORMATS,
+    MODES,
+    compiled_ahead_of_time,
+    needs_triton,
+    per_format,
+    per_mode,
+    poisoned_memory,  # noqa: F401 - makes torch.empty return NaN here
+)
 
 
 def noise(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, memory_format=torch.contiguous_format) -> torch.Tensor:
@@ -317,14 +302,7 @@ print(json.dumps(answer))
 
 @pytest.fixture(scope="module")
 def ahead_of_time(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """What a fresh Python says that interprets nothing, has an empty cache, and compiles for GPUs it may not have."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = str(Path(cvvae_kernels.__file__).parents[1])
-    environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
-    command = [sys.executable, "-W", "ignore", "-c", AHEAD_OF_TIME]
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert finished.returncode == 0, finished.stderr
-    return json.loads(finished.stdout)
+    return compiled_ahead_of_time(AHEAD_OF_TIME, tmp_path_factory.mktemp("triton"))
 
 
 @needs_triton
