@@ -37,6 +37,7 @@ from cvvae_cli.fidelity import Figures, cut_of, figures_of
 from cvvae_cli.fidelity_benchmark import one_chunk_tiling, read_clip
 from cvvae_cli.geometry import frame_count, latent_frame_count
 from cvvae_cli.machine import device_name
+from cvvae_cli.model_names import shown_name
 from cvvae_cli.posterior import DiagonalGaussian
 from cvvae_cli.provenance import source_commit
 from cvvae_cli.tiling import DECODE, ENCODE, Direction, cut_windows, run_chunks
@@ -215,7 +216,7 @@ def main() -> None:
                 found.append(row(trip, figures_of(source, trip.frames, cut), figures_of(source, one_chunk.frames, cut)))
                 print(json.dumps({"clip": clips[-1], "way": way.name, **found[-1]}), flush=True)
     answer = {
-        "model": arguments.model, "dtype": str(model.dtype).removeprefix("torch."), "device_name": device_name(device),
+        "model": shown_name(arguments.model), "dtype": str(model.dtype).removeprefix("torch."), "device_name": device_name(device),
         "torch": torch.__version__, "commit": source_commit(), "clips": clips,
         "ways": [{**asdict(way), "interval": summary(found), "clips": found} for way, found in rows.items()],
     }  # fmt: skip

@@ -23,6 +23,7 @@ from cvvae_cli.fidelity import cut_of
 from cvvae_cli.fidelity_benchmark import FidelityReport, RoundTrips, measure_fidelity, read_clip, untiled_tiling
 from cvvae_cli.fidelity_picture import draw_harm, png_bytes
 from cvvae_cli.machine import device_name
+from cvvae_cli.model_names import shown_name
 from cvvae_cli.provenance import source_commit
 from cvvae_cli.video_io import probe
 
@@ -115,7 +116,7 @@ def main() -> None:
                 arguments.pictures.mkdir(exist_ok=True)
                 draw(trips, report, arguments.pictures / f"{path.stem}.png")
     answer = {
-        "model": arguments.model, "dtype": str(model.dtype).removeprefix("torch."), "device_name": device_name(device),
+        "model": shown_name(arguments.model), "dtype": str(model.dtype).removeprefix("torch."), "device_name": device_name(device),
         "threads": torch.get_num_threads(), "torch": torch.__version__, "commit": source_commit(),
         "frames": arguments.frames, "clips": clips,
         "settings": [

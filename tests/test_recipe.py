@@ -60,7 +60,7 @@ STREAM = "[[streams]]\nkind='video'\nsources=['c']\nbatch=2\ncrop=32\nframes=5\n
         ("[run]\nname='../../etc'\n" + OPTIM + STREAM, "run.name '../../etc' must be a plain name"),
         (RUN + OPTIM + STREAM.replace("video", "v" * 5000), "streams.kind = 'v{40}' is not of the type str, or too large"),
         ("[run]\nname='..'\n" + OPTIM + STREAM, "plain name"),
-        ("[run]\nname='/tmp/x'\n" + OPTIM + STREAM, "plain name"),
+        ("[run]\nname='/x'\n" + OPTIM + STREAM, "plain name"),
         ("[run]\nname=''\n" + OPTIM + STREAM, "plain name"),
     ],
 )
