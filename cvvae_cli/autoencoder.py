@@ -7,14 +7,13 @@ chunks, no scale of a diffusion model and no file; `identity` is a label that wh
 from dataclasses import dataclass
 
 import torch
-from cvvae_kernels import Moments
 from torch import Tensor, nn
 
 from cvvae_cli.compact import CompactDecoder, CompactEncoder
 from cvvae_cli.config import CompactConfig, CVVAEConfig, ModelConfig
 from cvvae_cli.errors import ModelError, UsageError
 from cvvae_cli.geometry import RGB, SPATIAL_COMPRESSION_RATIO, TEMPORAL_COMPRESSION_RATIO
-from cvvae_cli.layers import STYLES, BlockOptions, MidBlock, NormConv, PaddedConv3d, Padding, ResidualBlock, run_blocks
+from cvvae_cli.layers import STYLES, BlockOptions, MidBlock, NormConv, PaddedConv3d, Padding, ResidualBlock, run_block
 from cvvae_cli.upsampling import Upsample
 
 # Time halves at the first and third of the three downsamplings, and doubles at the mirrored upsamplings.
@@ -39,29 +38,24 @@ class ModelIdentity:
 
 
 class EncoderLevel(nn.Module):
-    """Residual blocks at one grid size, then a strided convolution unless this is the smallest grid."""
+    """Residual blocks at one grid size, then a strided convolution unless this is the smallest grid.
+
+    It has no `forward`: its caller would hold the level's input until the last block is done.
+    """
 
     def __init__(self, blocks: list[ResidualBlock], downsample: PaddedConv3d | None) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.downsample = downsample
 
-    def forward(self, x: Tensor, moments: Moments | None) -> tuple[Tensor, Moments | None]:
-        x, moments = run_blocks(self.blocks, x, moments)
-        return (x, moments) if self.downsample is None else (self.downsample(x), None)
-
 
 class DecoderLevel(nn.Module):
-    """Residual blocks at one grid size, then an upsampling unless this is the largest grid."""
+    """Residual blocks at one grid size, then an upsampling unless this is the largest grid. Without `forward`, as `EncoderLevel`."""
 
     def __init__(self, blocks: list[ResidualBlock], upsample: Upsample | None) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.upsample = upsample
-
-    def forward(self, x: Tensor, moments: Moments | None) -> tuple[Tensor, Moments | None]:
-        x, moments = run_blocks(self.blocks, x, moments)
-        return (x, moments) if self.upsample is None else (self.upsample(x), None)
 
 
 def _block_options(config: CVVAEConfig, padding: Padding) -> BlockOptions:
@@ -93,7 +87,10 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x, moments = self.conv_in(x), None
         for level in self.levels:
-            x, moments = level(x, moments)
+            for block in level.blocks:
+                x, moments = run_block(block, x, moments)
+            if level.downsample is not None:
+                x, moments = level.downsample(x), None
         x, moments = self.mid(x, moments)
         return self.out(x, moments)
 
@@ -120,7 +117,10 @@ class Decoder(nn.Module):
         x = self.conv_in(z)
         x, moments = self.mid(x)
         for level in self.levels:
-            x, moments = level(x, moments)
+            for block in level.blocks:
+                x, moments = run_block(block, x, moments)
+            if level.upsample is not None:
+                x, moments = level.upsample(x), None
         return self.out(x, moments)
 
 

@@ -7,12 +7,20 @@ norm needs and hands them on. Memory: a block holds its input, one padded copy a
 later unless autograd asks. This module knows blocks, not networks, names of weights or files.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from cvvae_kernels import Moments, add_with_statistics, group_statistics, has_norm_kernels, norm_silu_pad, pad3d, silu_pad
+from cvvae_kernels import (
+    Moments,
+    add_with_statistics,
+    group_statistics,
+    has_norm_kernels,
+    norm_silu_pad,
+    norms_while_padding,
+    pad3d,
+    silu_pad,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -184,7 +192,7 @@ class NormConv(nn.Module):
             moments: what to normalise with; those of x where they are not given.
         """
         norm, conv = self.norm, self.conv
-        if moments is None and has_norm_kernels(x):
+        if moments is None and norms_while_padding(x, conv.rest):
             moments = group_statistics(x, norm.num_groups)
         if moments is None:
             return silu_pad(norm(x), conv.rest, *conv.modes)
@@ -253,14 +261,12 @@ def residual_sum(h: Tensor, x: Tensor, groups: int) -> tuple[Tensor, Moments | N
     return h.add_(x), None
 
 
-def run_blocks(blocks: Iterable[ResidualBlock], x: Tensor, moments: Moments | None) -> tuple[Tensor, Moments | None]:
-    """Residual blocks one after the other, and the moments of the last one's output if they cost nothing.
+def run_block(block: ResidualBlock, x: Tensor, moments: Moments | None) -> tuple[Tensor, Moments | None]:
+    """A residual block's output, and its moments if they cost nothing.
 
-    With gradients they are called as modules, so that whoever wrapped their `forward` (to recompute it) is heard.
+    With gradients it is called as a module, so that whoever wrapped its `forward` (to recompute it) is heard.
     """
-    for block in blocks:
-        x, moments = (block(x), None) if torch.is_grad_enabled() else block.hand_on(x, moments)
-    return x, moments
+    return (block(x), None) if torch.is_grad_enabled() else block.hand_on(x, moments)
 
 
 class SpatialAttention(nn.Module):
@@ -315,9 +321,9 @@ class MidBlock(nn.Module):
         self.after = ResidualBlock(channels, channels, options)
 
     def forward(self, x: Tensor, moments: Moments | None = None) -> tuple[Tensor, Moments | None]:
-        x, _ = run_blocks([self.before], x, moments)
+        x, _ = run_block(self.before, x, moments)
         h = self.spatial(x)
         if self.temporal is not None:
             h = self.temporal(h)
         x, moments = residual_sum(h, x, self.after.groups)
-        return run_blocks([self.after], x, moments)
+        return run_block(self.after, x, moments)

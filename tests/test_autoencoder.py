@@ -1,5 +1,8 @@
 """The whole networks against the official code's outputs, and the promises of encode and decode."""
 
+import itertools
+import weakref
+
 import pytest
 import torch
 from golden_weights import SMALL, golden_case, golden_state_dict, relative_error
@@ -52,6 +55,20 @@ def test_training_mode_computes_the_same(golden_model: Autoencoder) -> None:
     moments = golden_model.encode(video)
     assert moments.requires_grad
     torch.testing.assert_close(moments.detach(), expected)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@torch.inference_mode()
+def test_no_level_holds_its_input_to_its_end(variant: Variant) -> None:
+    decoder = Autoencoder(TINY[variant]).decoder
+    seen: list[weakref.ref[torch.Tensor]] = []
+    alive: list[bool] = []
+    for before, level in itertools.pairwise(decoder.levels):
+        before.upsample.register_forward_hook(lambda module, inputs, out: seen.append(weakref.ref(out)))
+        # The second of the level's blocks works on the first one's output.
+        level.blocks[1].second.conv.register_forward_pre_hook(lambda module, inputs: alive.append(seen[-1]() is not None))
+    decoder(torch.randn(1, TINY[variant].latent_channels, 2, 2, 2))
+    assert alive == [False] * 3
 
 
 @pytest.mark.parametrize("config", [*TINY.values(), TINY_COMPACT], ids=["sd21", "sd3", "compact"])

@@ -57,6 +57,11 @@ def test_upsampled_grids_that_are_made(golden_model: Autoencoder, case: str) -> 
     assert max(errors(golden_model, case_of(golden_model, case))) < TOLERANCE
 
 
+def use_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "has_norm_kernels", lambda x: True)
+    monkeypatch.setattr(layers, "norms_while_padding", lambda x, padding: True)
+
+
 @pytest.mark.parametrize("case", CASES)
 @torch.inference_mode()
 def test_statistics_handed_on(golden_model: Autoencoder, case: str, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
@@ -67,7 +72,7 @@ def test_statistics_handed_on(golden_model: Autoencoder, case: str, monkeypatch:
         gathered.append(groups)
         return cvvae_kernels.group_statistics(x, groups)
 
-    monkeypatch.setattr(layers, "has_norm_kernels", lambda x: True)
+    use_kernels(monkeypatch)
     monkeypatch.setattr(layers, "group_statistics", gather)
     assert max(errors(golden_model, case_of(golden_model, case))) < TOLERANCE
     # Encoder: 6 blocks with two norms and one at the end, without those behind the last level, the attention and the middle.
@@ -86,7 +91,7 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     def add(h: Tensor, x: Tensor, groups: int) -> Moments:
         return Moments(h.numel() // (len(h) * groups), *ops.add_with_statistics_op(h, x, groups))
 
-    monkeypatch.setattr(layers, "has_norm_kernels", lambda x: True)
+    use_kernels(monkeypatch)
     monkeypatch.setattr(cvvae_kernels, "pad3d_plain", ops.pad3d_op)
     monkeypatch.setattr(cvvae_kernels, "group_statistics_plain", statistics)
     monkeypatch.setattr(cvvae_kernels, "add_with_statistics_plain", add)

@@ -12,6 +12,7 @@ from cvvae_kernels import (
     group_statistics,
     group_statistics_reference,
     has_norm_kernels,
+    norms_while_padding,
     merge_statistics,
     norm_silu_pad,
     norm_silu_pad_reference,
@@ -163,6 +164,14 @@ def test_norm_kernels_are_for_cuda_without_gradients() -> None:
     with torch.no_grad():
         assert has_norm_kernels(x) == (DEVICE == "cuda" and find_spec("triton") is not None)
         assert not has_norm_kernels(x.double())
+
+
+def test_norms_are_part_of_padding_where_that_saves_a_tensor() -> None:
+    x, kernels = activations((1, 2, 1, 2, 2)), DEVICE == "cuda" and find_spec("triton") is not None
+    assert not norms_while_padding(x, (2, 0, 0, 0, 0, 0))
+    with torch.no_grad():
+        assert norms_while_padding(x, (2, 0, 0, 0, 0, 0)) == (DEVICE == "cpu" or kernels)
+        assert norms_while_padding(x, NOTHING) == kernels
 
 
 @per_format

@@ -2,10 +2,11 @@
 
 import dataclasses
 import itertools
+from collections.abc import Iterable
 
 import pytest
 import torch
-from cvvae_kernels import group_statistics, pad3d_reference
+from cvvae_kernels import Moments, group_statistics, pad3d_reference
 from layer_references import slow_pad, video
 from torch import Tensor
 from torch.nn import functional as F
@@ -26,7 +27,7 @@ from cvvae_cli.layers import (
     TemporalAttention,
     as_frames,
     from_frames,
-    run_blocks,
+    run_block,
 )
 from cvvae_cli.upsampling import Upsample
 
@@ -140,16 +141,23 @@ def test_residual_block_without_change_of_width_adds_its_input() -> None:
     assert torch.equal(block(x), x)
 
 
+def in_turn(blocks: Iterable[ResidualBlock], x: Tensor, moments: Moments | None) -> tuple[Tensor, Moments | None]:
+    for block in blocks:
+        x, moments = run_block(block, x, moments)
+    return x, moments
+
+
 @torch.no_grad()
 def test_blocks_hand_on_the_moments_of_their_sums(monkeypatch: pytest.MonkeyPatch) -> None:
     options = BlockOptions(STYLES["sd21"].decoder, True, 4, 1e-5)
     x = video(2, 8, 3, 4, 4)
     blocks = torch.nn.ModuleList([ResidualBlock(8, 12, options), ResidualBlock(12, 12, options)])
     middle = MidBlock(12, options, attends_time=True)
-    expected, nothing = middle(run_blocks(blocks, x, None)[0])
+    expected, nothing = middle(in_turn(blocks, x, None)[0])
     assert nothing is None
     monkeypatch.setattr(layers, "has_norm_kernels", lambda x: True)
-    out, moments = middle(*run_blocks(blocks, x, None))
+    monkeypatch.setattr(layers, "norms_while_padding", lambda x, padding: True)
+    out, moments = middle(*in_turn(blocks, x, None))
     torch.testing.assert_close(out, expected)
     assert moments is not None
     found = group_statistics(out, 4)
@@ -157,8 +165,8 @@ def test_blocks_hand_on_the_moments_of_their_sums(monkeypatch: pytest.MonkeyPatc
     torch.testing.assert_close((moments.mean, moments.m2), (found.mean, found.m2))
     # Moments that are given are believed: of twice the deviations, they halve what the first norm gives.
     given = group_statistics(x, 4)
-    wrong, _ = run_blocks(blocks, x, dataclasses.replace(given, m2=4 * given.m2))
-    assert not torch.allclose(wrong, run_blocks(blocks, x, given)[0], atol=1e-2)
+    wrong, _ = in_turn(blocks, x, dataclasses.replace(given, m2=4 * given.m2))
+    assert not torch.allclose(wrong, in_turn(blocks, x, given)[0], atol=1e-2)
 
 
 def test_with_gradients_blocks_run_as_modules() -> None:
@@ -167,7 +175,7 @@ def test_with_gradients_blocks_run_as_modules() -> None:
     x, forward = video(1, 8, 2, 4, 4), block.forward
     expected = block(x)
     block.forward = lambda x: -forward(x)
-    out, moments = run_blocks([block], x, None)
+    out, moments = run_block(block, x, None)
     assert torch.equal(out, -expected) and moments is None
 
 
