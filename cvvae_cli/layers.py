@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cvvae_cli.config import Variant
-from cvvae_cli.convolution import Conv3d, conv3d
+from cvvae_cli.convolution import Conv3d
 
 PadMode = Literal["replicate", "zeros"]
 # Pixels per call of the attention over time: CUDA's kernels put them on a grid axis that ends at 65535.

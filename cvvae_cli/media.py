@@ -4,7 +4,6 @@ Knows containers, streams and FFmpeg's errors. It does not know pixels, colour o
 """
 
 import errno
-import os
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
