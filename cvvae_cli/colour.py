@@ -1,4 +1,4 @@
-"""Between a video's pixels and 8-bit RGB: matrix, range, chroma siting, size and orientation.
+"""Between a video's pixels and RGB of 8 or 16 bits: matrix, range, chroma siting, size and orientation.
 
 Nothing here knows files or time. Codes are FFmpeg's AVCOL_* numbers (those of ITU-T H.273); 2 means that the
 source does not say, in matrix, primaries and transfer, and 0 in range. Transfer and primaries are passed on,
@@ -6,7 +6,8 @@ never converted: HDR codes come through as they are.
 
 swscale's defaults are wrong for our purpose in three ways that are all measured: RGB to YUV is always BT.601,
 the fast YUV to RGB path darkens by more than one level, and chroma of frames made from arrays is sited in the
-centre while H.264 and its successors mean left.
+centre while H.264 and its successors mean left. With 16 bits there is a fourth: white is not 65535 wherever YUV is
+read or written (see `_to_whole_scale`, `RgbToFrame`).
 """
 
 import os
@@ -19,6 +20,8 @@ from av.filter import Graph
 from av.video.format import VideoFormat
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+
+from cvvae_cli.geometry import DEEP_LEVELS
 
 UNSPECIFIED = 2
 LIMITED, FULL = 1, 2
@@ -40,6 +43,9 @@ _READ_FLAGS = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation
 
 _THREADS = min(4, os.cpu_count() or 1)
 """Of swscale, per stream: more gain little on one frame and would starve the network."""
+
+_ALWAYS_FULL_RANGE = ("gray", "ya", "xyz")
+"""How the names of formats begin that are neither RGB nor YUV; swscale heeds no range of theirs."""
 
 _WRITE_FLAGS = "lanczos+accurate_rnd+full_chroma_int"
 
@@ -143,21 +149,23 @@ class Orientation:
 
 
 class FrameToRgb:
-    """Decoded frames of one stream to upright 8-bit RGB of one size.
+    """Decoded frames of one stream to upright RGB of one size, of 8 or 16 bits.
 
     Memory: one swscale context for the whole stream; a context per frame, which frame.to_ndarray would make,
     is three times slower and leaks.
     """
 
-    def __init__(self, colour: Colour, orientation: Orientation, width: int, height: int) -> None:
+    def __init__(self, colour: Colour, orientation: Orientation, width: int, height: int, deep: bool = False) -> None:
         """
         Args:
             colour: stands in for what single frames leave unsaid.
             orientation: applied after the conversion.
             width: of the result, upright, pixels.
             height: of the result, upright, pixels.
+            deep: give 16 bits.
         """
         self._colour = colour
+        self._deep = deep
         self._orientation = orientation
         self._stored = (height, width) if orientation.transposed else (width, height)
         self._reformatter = VideoReformatter()
@@ -166,24 +174,51 @@ class FrameToRgb:
         """Converts one frame.
 
         Returns:
-            uint8 [height, width, 3]; alpha is ignored.
+            uint8 [height, width, 3], white 255, or uint16, white 65535, where `deep`; alpha is ignored.
         """
         colour = colour_of(frame)
         if colour.matrix == UNSPECIFIED:
             colour = Colour(self._colour.matrix, colour.range)
         full = (colour.range or self._colour.range) == FULL
+        stored = max(component.bits for component in frame.format.components)
+        deep = self._deep and stored > 8
         rgb = self._reformatter.reformat(
             frame,
             width=self._stored[0],
             height=self._stored[1],
-            format="rgb24",
+            format="rgb48le" if deep else "rgb24",
             src_colorspace=_TO_SWSCALE[colour.assumed_matrix(frame.height, frame.width)],
             src_color_range=ColorRange.JPEG if full else ColorRange.MPEG,
             dst_color_range=ColorRange.JPEG,
             interpolation=_READ_FLAGS,
             threads=_THREADS,
         )
-        return self._orientation.apply(rgb.to_ndarray())
+        pixels = self._orientation.apply(rgb.to_ndarray())
+        if deep:
+            resized = (frame.width, frame.height) != self._stored
+            return _to_whole_scale(pixels, _white_bits(frame.format, min(stored, 16), full, resized))
+        return pixels * np.uint16(DEEP_LEVELS) if self._deep else pixels
+
+
+def _white_bits(pixels: VideoFormat, stored: int, full: bool, resized: bool) -> int:
+    """How many of the 16 bits are ones where swscale gives white, in formats of `stored` bits, 9 to 16."""
+    if pixels.is_rgb:
+        return stored if resized else 16
+    return stored if full or pixels.name.startswith(_ALWAYS_FULL_RANGE) else 8
+
+
+def _to_whole_scale(rgb: np.ndarray, bits: int) -> np.ndarray:
+    """Stretches 16-bit RGB so that white, which has ones in its first `bits` bits alone, becomes 65535; above it is white too.
+
+    swscale shifts: full-range YUV (and RGB that is resized) of 10 bits has white at 1023 * 64. Limited range ends at 255 * 256
+    whatever its depth, since its factors are those of 8 bits.
+    """
+    if bits == 16:
+        return rgb
+    white = np.uint16(65535 - (65535 >> bits))
+    rgb = np.minimum(rgb, white)
+    rgb += rgb >> bits
+    return rgb
 
 
 class RgbToFrame:

@@ -11,6 +11,8 @@ TEMPORAL_COMPRESSION_RATIO = 4
 SPATIAL_COMPRESSION_RATIO = 8
 RGB = 3
 """Channels of a pixel."""
+DEEP_LEVELS = 257
+"""16-bit levels in one of 8 bits: white is 65535 in the one and 255 in the other."""
 
 
 def latent_frame_count(num_frames: int) -> int:

@@ -1,4 +1,4 @@
-"""Reading video files frame by frame as upright 8-bit RGB, and the one door to all video files.
+"""Reading video files frame by frame as upright RGB of 8 or 16 bits, and the one door to all video files.
 
 `probe` and `VideoReader` live here; `VideoWriter` and `write_sidecar` are passed on, so that callers need one
 import. Frames stream: a few are in memory at a time, whatever the length. The network, latents and quality
@@ -39,7 +39,7 @@ class Frame:
     """One decoded frame.
 
     Attributes:
-        rgb: uint8 [H, W, 3], upright, contiguous.
+        rgb: uint8 [H, W, 3], white 255, or uint16, white 65535 (see `VideoReader.deep`); upright, contiguous.
         pts: when it is shown, in ticks of the source's time base; strictly rising from frame to frame.
         duration: until the next frame, ticks, 1 or more.
     """
@@ -65,6 +65,7 @@ class VideoReader:
     Attributes:
         info: what the source is (untouched by `size`).
         width, height: of the frames that come out, pixels.
+        deep: the frames are uint16.
         changed_frames: frames stored in another size than the first, scaled to it.
         repaired_times: frames whose timestamp was missing or did not rise.
     """
@@ -77,6 +78,7 @@ class VideoReader:
         max_frames: int | None = None,
         size: tuple[int, int] | None = None,
         reading: Reading = PLAIN,
+        deep: bool = False,
     ) -> None:
         """Opens the file and decodes its first frame.
 
@@ -87,6 +89,7 @@ class VideoReader:
             max_frames: at most so many frames, 1 or more.
             size: (width, height) to resize upright frames to, pixels.
             reading: which stream, and how.
+            deep: give 16 bits where the source has more than 8; else all sources give 8.
 
         Raises:
             VideoError: the file cannot be read or has no frame.
@@ -107,7 +110,8 @@ class VideoReader:
             orientation, rotation = orientation_of(container, first, self.path)
             self.info = describe_video(container, self._decoder.stream, first, orientation, rotation, self.path)
             self.width, self.height = size or (self.info.width, self.info.height)
-            self._to_rgb = FrameToRgb(self.info.colour, orientation, self.width, self.height)
+            self.deep = deep and self.info.bit_depth > 8
+            self._to_rgb = FrameToRgb(self.info.colour, orientation, self.width, self.height, self.deep)
             self._step = max(1, round(1 / (self.info.frame_rate * self.info.time_base)))
             self._begin, self._end = self._span(first, start, duration)
             self._source_notes = source_notes(self.path, reading, container, self.info, first)

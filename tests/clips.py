@@ -21,6 +21,12 @@ def moving_pictures(frames: int, width: int, height: int) -> list[np.ndarray]:
     return pictures
 
 
+def deep_pictures(frames: int, width: int, height: int) -> list[np.ndarray]:
+    """`moving_pictures` of 16 bits, with a slow gradient that 8 bits would make bands of."""
+    gradient = np.linspace(-600, 600, width * height).reshape(height, width, 1)
+    return [(picture * 250.0 + 900 + gradient).astype(np.uint16) for picture in moving_pictures(frames, width, height)]
+
+
 def write_video(
     path: Path,
     pictures: list[np.ndarray],
@@ -31,22 +37,26 @@ def write_video(
     flips: tuple[bool, bool] = (False, False),
     sound_seconds: float = 0.0,
     codec: str = "libx264rgb",
+    pix_fmt: str | None = None,
     aspect: Fraction = Fraction(1),
 ) -> Path:
-    """Writes pictures losslessly (libx264rgb, ffv1 or png) at 25 frames per second or at given times."""
+    """Writes pictures losslessly (libx264rgb, ffv1 or png) at 25 frames per second or at given times.
+
+    Pictures of 16 bits need a `pix_fmt` that holds more than 8.
+    """
     height, width = pictures[0].shape[:2]
     step = int(1 / (25 * time_base))
     with av.open(str(path), "w") as output:
         stream = output.add_stream(codec, rate=25, options={"qp": "0", "g": "10"} if "264" in codec else {})
         stream.width, stream.height = width, height
-        stream.pix_fmt = "bgr0" if codec == "ffv1" else "rgb24"
+        stream.pix_fmt = pix_fmt or ("bgr0" if codec == "ffv1" else "rgb24")
         stream.time_base = stream.codec_context.time_base = time_base
         stream.codec_context.sample_aspect_ratio = aspect
         if rotation is not None:
             stream.set_display_rotation(rotation, hflip=flips[0], vflip=flips[1])
         sound = output.add_stream("aac", rate=SAMPLE_RATE, layout="mono") if sound_seconds else None
         for index, picture in enumerate(pictures):
-            frame = av.VideoFrame.from_ndarray(picture, "rgb24")
+            frame = av.VideoFrame.from_ndarray(picture, "rgb48le" if picture.dtype == np.uint16 else "rgb24")
             frame.pts, frame.time_base = (pts[index] if pts else index * step), time_base
             output.mux(stream.encode(frame))
         output.mux(stream.encode(None))

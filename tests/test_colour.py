@@ -119,3 +119,88 @@ def test_resizing_happens_upright_and_alpha_is_ignored() -> None:
     small = FrameToRgb(Colour(), Orientation(transposed=True), 4, 8)(frame)
     assert small.shape == (8, 4, 3)
     assert small[:3, :, 0].min() > 240 and small[5:, :, 0].max() < 15
+
+
+def deep_frame(planes: list[np.ndarray], pix_fmt: str) -> VideoFrame:
+    """A frame of components of more than 8 bits, little-endian; a packed format has one plane [H, W x components]."""
+    components = 1 if len(planes) > 1 or "gray" in pix_fmt else 3
+    height, width = planes[0].shape
+    frame = VideoFrame(width // components, height, pix_fmt)
+    for plane, values in zip(frame.planes, planes, strict=True):
+        padded = np.zeros((plane.height, plane.line_size // 2), np.uint16)
+        padded[:, : values.shape[1]] = values
+        plane.update(padded.tobytes())
+    return frame
+
+
+def rgb_by_definition(planes: list[np.ndarray], matrix: int, full: bool, bits: int) -> np.ndarray:
+    """What Y, Cb and Cr mean, 0 to 65535, not rounded."""
+    kr, kb = KR_KB[matrix]
+    unit, top = 1 << (bits - 8), (1 << bits) - 1
+    scale, offset, swing = (top, 0, top) if full else (219 * unit, 16 * unit, 224 * unit)
+    luma, cb, cr = (plane.astype(np.float64) for plane in planes)
+    luma, cb, cr = (luma - offset) / scale, (cb - 128 * unit) / swing, (cr - 128 * unit) / swing
+    red, blue = luma + cr * (2 - 2 * kr), luma + cb * (2 - 2 * kb)
+    green = (luma - kr * red - kb * blue) / (1 - kr - kb)
+    return np.clip(np.stack([red, green, blue], -1), 0, 1) * 65535
+
+
+@pytest.mark.parametrize("bits", [10, 12])
+@pytest.mark.parametrize("limits", [LIMITED, FULL])
+@pytest.mark.parametrize("matrix", [1, 6, 9])
+def test_deep_yuv_becomes_the_16_bit_rgb_of_the_standard(matrix: int, limits: int, bits: int) -> None:
+    """Every value of each component, above white and below black too."""
+    top, random = (1 << bits) - 1, np.random.default_rng(bits)
+    values = [random.integers(0, top, (64, 128), endpoint=True) for _ in range(3)]
+    values[0][:32], values[1][:48] = np.resize(np.arange(top + 1), (32, 128)), 1 << (bits - 1)
+    values[2][16:] = 1 << (bits - 1)
+    frame = deep_frame(values, f"yuv444p{bits}le")
+    exact = rgb_by_definition(values, matrix, limits == FULL, bits)
+    found = FrameToRgb(Colour(matrix, limits), Orientation(), 128, 64, deep=True)(frame)
+    error = found - exact
+    assert found.dtype == np.uint16 and np.abs(error).max() <= 6 and np.abs(error.mean()) < 1
+    assert (found[exact == 65535] == 65535).all() and (found[exact == 0] == 0).all()
+
+
+@pytest.mark.parametrize("limits", [LIMITED, FULL])
+@pytest.mark.parametrize("size", [(64, 48), (32, 24), (96, 72)])
+def test_subsampled_and_resized_deep_patches_keep_their_colours(limits: int, size: tuple[int, int]) -> None:
+    colour = Colour(9, limits)
+    yuv = np.moveaxis(yuv_by_definition(patches(), 9, limits == FULL), -1, 0) * 4
+    luma, cb, cr = (plane.round() for plane in yuv)
+    found = FrameToRgb(colour, Orientation(), *size, deep=True)(deep_frame([luma, cb[::2, ::2], cr[::2, ::2]], "yuv420p10le"))
+    step = size[0] // 4
+    middles = found[step // 2 :: step, step // 2 :: step]
+    error = middles - rgb_by_definition([luma, cb, cr], 9, limits == FULL, 10)[8::16, 8::16]
+    assert np.abs(error).max() <= 6
+
+
+@pytest.mark.parametrize(
+    ("pix_fmt", "bits"), [("gbrp10le", 10), ("gbrp12le", 12), ("rgb48le", 16), ("gray10le", 10), ("gray16le", 16)]
+)
+@pytest.mark.parametrize("stated", [LIMITED, FULL])
+def test_deep_rgb_and_grey_reach_white_resized_or_not(pix_fmt: str, bits: int, stated: int) -> None:
+    """They have no limited range, whatever their tag says."""
+    top = (1 << bits) - 1
+    bars = np.resize(np.round(np.linspace(0, top, 8)), (32, 8)).repeat(16, 1)
+    planes = {"gray": [bars], "rgb4": [bars.repeat(3, 1)]}.get(pix_fmt[:4], [bars] * 3)
+    frame = deep_frame(planes, pix_fmt)
+    for width, height in ((128, 32), (64, 16)):
+        found = FrameToRgb(Colour(0, stated), Orientation(), width, height, deep=True)(frame)
+        middles = found[:, width // 16 :: width // 8]
+        assert np.abs(middles - bars[0, ::16, None] / top * 65535).max() <= 6, width
+        assert middles[:, 0].max() == 0 and middles[:, -1].min() >= 65530
+
+
+def test_frames_of_8_bits_in_a_deep_stream_are_spread_to_16() -> None:
+    rgb, colour = patches(), Colour(1, LIMITED)
+    frame = RgbToFrame(64, 48, "yuv420p", colour, Fraction(1))(rgb, 0, 1)
+    plain, deep = (FrameToRgb(colour, Orientation(), 64, 48, deep)(frame) for deep in (False, True))
+    assert deep.dtype == np.uint16 and np.array_equal(deep, plain.astype(np.uint16) * 257)
+
+
+def test_deep_frames_are_turned_upright() -> None:
+    picture = np.random.default_rng(0).integers(0, 65536, (6, 8, 3), dtype=np.uint16)
+    frame = VideoFrame.from_ndarray(picture, "rgb48le")
+    found = FrameToRgb(Colour(), Orientation.from_rotation(90), 6, 8, deep=True)(frame)
+    assert found.dtype == np.uint16 and np.array_equal(found, np.rot90(picture)) and found.flags.c_contiguous

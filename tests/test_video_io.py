@@ -14,7 +14,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from clips import moving_pictures, write_sine, write_video
+from clips import deep_pictures, moving_pictures, write_sine, write_video
 
 from cvvae_cli.errors import UsageError, VideoError
 from cvvae_cli.video_io import VideoInfo, VideoReader, probe
@@ -174,6 +174,35 @@ def test_frames_of_another_size_are_fitted_and_counted(tmp_path: Path) -> None:
         shapes = [frame.rgb.shape for frame in reader]
     assert shapes == [(48, 64, 3)] * 6
     assert reader.changed_frames == 3
+
+
+def test_deep_sources_give_16_bits_where_they_are_asked_for(tmp_path: Path, clip: Path) -> None:
+    pictures = deep_pictures(3, 64, 48)
+    path = write_video(tmp_path / "deep.mkv", pictures, codec="ffv1", pix_fmt="gbrp16le")
+    with VideoReader(path, deep=True) as reader:
+        assert reader.deep and reader.info.bit_depth == 16
+        assert all(np.array_equal(frame.rgb, picture) for frame, picture in zip(reader, pictures, strict=True))
+    with VideoReader(path, size=(32, 24), deep=True) as reader:
+        small = next(iter(reader)).rgb
+    means = pictures[0].reshape(24, 2, 32, 2, 3).mean((1, 3))
+    assert small.dtype == np.uint16 and np.abs(small[13:] - means[13:]).mean() < 2 * 257
+    for source, deep in ((path, False), (clip, True)):
+        with VideoReader(source, deep=deep) as reader:
+            assert not reader.deep and {frame.rgb.dtype for frame in reader} == {np.dtype(np.uint8)}
+
+
+def test_deep_frames_of_another_size_are_fitted_and_counted(tmp_path: Path) -> None:
+    parts = [tmp_path / "a.h264", tmp_path / "b.h264"]
+    for path, width in zip(parts, (64, 32), strict=True):
+        grey = [np.full((48, width, 3), 20000 + width, np.uint16)] * 3
+        write_video(path, grey, codec="libx264", pix_fmt="yuv444p10le")
+    joined = tmp_path / "joined.h264"
+    joined.write_bytes(b"".join(path.read_bytes() for path in parts))
+    with VideoReader(joined, deep=True) as reader:
+        frames = [frame.rgb for frame in reader]
+    assert [(frame.shape, frame.dtype) for frame in frames] == [((48, 64, 3), np.uint16)] * 6
+    assert reader.changed_frames == 3 and all(frame.min() == frame.max() for frame in frames)
+    assert np.abs(np.array([frame[0, 0, 0] for frame in frames]) - 20000.0).max() < 200
 
 
 def test_milliseconds_do_not_pass_for_a_frame_rate(tmp_path: Path, pictures: list[np.ndarray]) -> None:
