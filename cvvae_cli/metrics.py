@@ -1,8 +1,9 @@
 """How close a decoded video is to its source: PSNR, SSIM and flicker, one pair of frames at a time.
 
-Everything is measured on 8-bit RGB frames as arrays [H, W, 3], in numpy, with sums in exact integers where
-the definition allows it. This module knows no video file, no model and no torch. What it keeps between
-frames is one frame of errors, so several comparisons can run side by side.
+Everything is measured on RGB frames of 8 or 16 bits as arrays [H, W, 3], in numpy, with sums in exact integers where
+the definition allows it. Two frames of unlike depth are compared at 16 bits, the 8-bit values times 257. This module
+knows no video file, no model and no torch. What it keeps between frames is one frame of errors, so several comparisons
+can run side by side.
 """
 
 import math
@@ -11,6 +12,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from cvvae_cli.errors import QualityError, UsageError
+from cvvae_cli.geometry import DEEP_LEVELS
 
 PSNR_CAP_DB = 100.0
 """PSNR of identical frames, and the most that any frame is given: infinity would swallow every mean."""
@@ -21,6 +23,9 @@ SSIM_C1 = (0.01 * 255) ** 2
 SSIM_C2 = (0.03 * 255) ** 2
 LUMA_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)
 """BT.601 luma of gamma-coded RGB, the grey that Wang et al. and most SSIM tables use."""
+
+_EXACT_TERMS = 2**19
+"""The square of a change of two 16-bit errors, 131070 at most, is below 2^34, and float64 counts to 2^53."""
 
 _STRIP_ROWS = 32
 """Rows of SSIM handled at once: the working set of a 1080p strip stays in a core's second-level cache."""
@@ -36,7 +41,7 @@ class Quality:
         worst_frame: index of that frame (the first of equals), counted from 0 in the order they were added.
         ssim: mean over frames of the SSIM of luma, at most 1; None where it was not asked for.
         flicker: root mean square of decoded frame differences minus source frame differences, in 8-bit
-            levels; 0 for a single frame.
+            levels whatever the depth; 0 for a single frame.
         frames: frames compared.
         frames_missing: source frames that had no decoded frame; the other figures leave them out.
     """
@@ -57,7 +62,8 @@ class Quality:
 class Comparison:
     """Takes pairs of frames in order and sums up their quality.
 
-    Memory: one frame of int16 errors [H, W, 3] beside a few numbers, whatever the number of frames.
+    Memory: one frame of int16 errors [H, W, 3] (int32 where one of the two has 16 bits) beside a few numbers, whatever the
+    number of frames.
     """
 
     def __init__(self, with_ssim: bool = True) -> None:
@@ -78,17 +84,20 @@ class Comparison:
         """Adds the next pair of frames.
 
         Args:
-            source, decoded: uint8 RGB [H, W, 3] of one size, which is the same for all pairs.
+            source, decoded: uint8 or uint16 RGB [H, W, 3], each of its depth, of one size; all pairs are alike.
 
         Raises:
-            UsageError: another dtype or shape, or a size that differs from its partner's or the first pair's.
+            UsageError: another dtype or shape, or a size that differs from its partner's or the first pair's, or a depth that
+                differs from the first pair's.
         """
-        _check_pair(source, decoded)
-        error = np.subtract(decoded, source, dtype=np.int16)
+        source, decoded = _alike(source, decoded)
+        error = _error(source, decoded)
         if self._error is not None and self._error.shape != error.shape:
             before = _size(self._error)
             raise UsageError(f"Frame {self._frames} is {_size(error)}, but the frames before it are {before}; compare one size.")
-        psnr = _psnr_db(_sum_of_squares(error), error.size)
+        if self._error is not None and self._error.dtype != error.dtype:
+            raise UsageError(f"Frame {self._frames} has another depth than the frames before it; compare one depth.")
+        psnr = _psnr_db(error)
         self._psnr_sum += psnr
         self._worst = min(self._worst, (psnr, self._frames))
         if self._with_ssim:
@@ -111,12 +120,13 @@ class Comparison:
         if self._frames == 0 or self._error is None:
             raise QualityError(f"No frame was compared and {frames_missing} are missing; compare two videos that hold frames.")
         differences = (self._frames - 1) * self._error.size
+        levels = DEEP_LEVELS if self._error.dtype == np.int32 else 1
         return Quality(
             psnr_db=self._psnr_sum / self._frames,
             psnr_worst_db=self._worst[0],
             worst_frame=self._worst[1],
             ssim=self._ssim_sum / self._frames if self._with_ssim else None,
-            flicker=math.sqrt(self._flicker_sum / differences) if differences else 0.0,
+            flicker=math.sqrt(self._flicker_sum / differences) / levels if differences else 0.0,
             frames=self._frames,
             frames_missing=frames_missing,
         )
@@ -125,8 +135,10 @@ class Comparison:
 def frame_psnr(source: np.ndarray, decoded: np.ndarray) -> float:
     """PSNR of one frame in dB: 10 log10(255^2 / MSE), the MSE over all pixels and the three channels of RGB.
 
+    The peak is 65535 where one of the two has 16 bits.
+
     Args:
-        source, decoded: uint8 RGB [H, W, 3] of one size.
+        source, decoded: uint8 or uint16 RGB [H, W, 3] of one size, each of its depth.
 
     Returns:
         At most `PSNR_CAP_DB`, which identical frames get.
@@ -134,20 +146,18 @@ def frame_psnr(source: np.ndarray, decoded: np.ndarray) -> float:
     Raises:
         UsageError: another dtype or shape, or two sizes.
     """
-    _check_pair(source, decoded)
-    error = np.subtract(decoded, source, dtype=np.int16)
-    return _psnr_db(_sum_of_squares(error), error.size)
+    return _psnr_db(_error(*_alike(source, decoded)))
 
 
 def frame_ssim(source: np.ndarray, decoded: np.ndarray) -> float:
     """SSIM of one frame's luma: the mean of the SSIM map where the whole window lies inside the frame.
 
     Window: 11 x 11 Gaussian of sigma 1.5 that sums to 1; K1 = 0.01, K2 = 0.03, L = 255; population
-    (not sample) variances; luma is 0.299 R + 0.587 G + 0.114 B, not rounded. Along an axis shorter than
+    (not sample) variances; luma is 0.299 R + 0.587 G + 0.114 B in 8-bit levels, not rounded. Along an axis shorter than
     11 px the window is the longest odd one that fits, of the same sigma.
 
     Args:
-        source, decoded: uint8 RGB [H, W, 3] of one size.
+        source, decoded: uint8 or uint16 RGB [H, W, 3] of one size, each of its depth.
 
     Returns:
         A value in [-1, 1]; exactly 1 for identical frames.
@@ -157,7 +167,7 @@ def frame_ssim(source: np.ndarray, decoded: np.ndarray) -> float:
 
     Source: Wang, Bovik, Sheikh, Simoncelli, "Image quality assessment", 2004.
     """
-    _check_pair(source, decoded)
+    source, decoded = _alike(source, decoded)
     height, width, _ = source.shape
     rows, columns = _gaussian(height), _gaussian(width)
     valid_rows = height - len(rows) + 1
@@ -194,7 +204,8 @@ def _ssim_sum(source: np.ndarray, decoded: np.ndarray, rows: list[float], column
 
 
 def _luma(frame: np.ndarray) -> np.ndarray:
-    return frame.astype(np.float32) @ LUMA_WEIGHTS
+    weights = LUMA_WEIGHTS / np.float32(DEEP_LEVELS) if frame.dtype == np.uint16 else LUMA_WEIGHTS
+    return frame.astype(np.float32) @ weights
 
 
 def _gaussian(size: int) -> list[float]:
@@ -229,27 +240,45 @@ def _filter_columns(planes: np.ndarray, taps: list[float]) -> np.ndarray:
     return out
 
 
+def _error(source: np.ndarray, decoded: np.ndarray) -> np.ndarray:
+    """Decoded minus source, two frames of one depth, in a type that also holds the change of such errors."""
+    return np.subtract(decoded, source, dtype=np.int16 if source.dtype == np.uint8 else np.int32)
+
+
 def _sum_of_squares(error: np.ndarray) -> int:
-    """The exact sum of squares of an int16 array whose values lie in [-510, 510]."""
-    flat = error.reshape(-1).astype(np.float32)
-    # 510^2 < 2^18, so 64 squares sum exactly in float32; the parts are then summed in float64, exact too.
-    whole = len(flat) // 64 * 64
-    blocks = flat[:whole].reshape(-1, 64)
-    parts = np.einsum("ij,ij->i", blocks, blocks)
-    rest = flat[whole:]
-    return int(parts.sum(dtype=np.float64)) + int(np.dot(rest, rest))
+    """The exact sum of squares of integers whose values lie in [-131070, 131070]."""
+    flat, total = error.reshape(-1), 0
+    for start in range(0, flat.size, _EXACT_TERMS):
+        values = flat[start : start + _EXACT_TERMS].astype(np.float64)
+        total += int(np.dot(values, values))
+    return total
 
 
-def _psnr_db(squares: int, count: int) -> float:
-    return PSNR_CAP_DB if squares == 0 else min(PSNR_CAP_DB, 10 * math.log10(255**2 * count / squares))
+def _psnr_db(error: np.ndarray) -> float:
+    """PSNR of a frame's errors, int16 of 8-bit frames and int32 of 16-bit ones."""
+    squares, peak = _sum_of_squares(error), 255 if error.dtype == np.int16 else 65535
+    return PSNR_CAP_DB if squares == 0 else min(PSNR_CAP_DB, 10 * math.log10(peak**2 * error.size / squares))
 
 
-def _check_pair(source: np.ndarray, decoded: np.ndarray) -> None:
+def _alike(source: np.ndarray, decoded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both frames at the deeper one's depth.
+
+    Raises:
+        UsageError: another dtype or shape, or two sizes.
+    """
     for frame in (source, decoded):
-        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or frame.size == 0:
-            raise UsageError(f"A frame of {frame.dtype} {list(frame.shape)} cannot be compared; pass uint8 RGB [H, W, 3].")
+        if frame.dtype not in (np.uint8, np.uint16) or frame.ndim != 3 or frame.shape[2] != 3 or frame.size == 0:
+            found = f"A frame of {frame.dtype} {list(frame.shape)} cannot be compared"
+            raise UsageError(f"{found}; pass uint8 or uint16 RGB [H, W, 3].")
     if source.shape != decoded.shape:
         raise UsageError(f"The source is {_size(source)} and the decoded frame {_size(decoded)}; compare frames of one size.")
+    if source.dtype == decoded.dtype:
+        return source, decoded
+    return _deepened(source), _deepened(decoded)
+
+
+def _deepened(frame: np.ndarray) -> np.ndarray:
+    return frame if frame.dtype == np.uint16 else frame * np.uint16(DEEP_LEVELS)
 
 
 def _size(frame: np.ndarray) -> str:

@@ -172,6 +172,56 @@ def test_a_result_in_between_and_inputs_left_alone() -> None:
     assert np.array_equal(source, kept[0]) and np.array_equal(decoded, kept[1])
 
 
+def deepened(frame: np.ndarray) -> np.ndarray:
+    return frame.astype(np.uint16) * 257
+
+
+@pytest.mark.parametrize("size", [(37, 53), (9, 12)])
+def test_16_bits_equal_the_naive_reference(size: tuple[int, int]) -> None:
+    rng = np.random.default_rng(4)
+    source = [deepened(picture(*size, seed)) for seed in range(4)]
+    decoded = [np.clip(frame + rng.normal(0, 700, frame.shape), 0, 65535).astype(np.uint16) for frame in source]
+    comparison = Comparison()
+    for pair in zip(source, decoded):
+        comparison.add(*pair)
+    quality, levels = comparison.result(), [[frame / 257 for frame in frames] for frames in (source, decoded)]
+    each = [naive_psnr(*pair) for pair in zip(*levels)]
+    assert (quality.psnr_db, quality.psnr_worst_db) == pytest.approx((np.mean(each), min(each)), abs=1e-9)
+    assert quality.ssim == pytest.approx(np.mean([naive_ssim(*pair) for pair in zip(*levels)]), abs=2e-5)
+    assert quality.flicker == pytest.approx(naive_flicker(*levels), rel=1e-12)
+    assert frame_psnr(source[0], decoded[0]) == pytest.approx(each[0], abs=1e-9)
+
+
+def test_unlike_depths_are_compared_at_16_bits() -> None:
+    source = picture(24, 31)
+    assert frame_psnr(source, deepened(source)) == PSNR_CAP_DB and frame_ssim(deepened(source), source) == 1.0
+    off_by_one = deepened(source)
+    off_by_one[3, 4, 1] ^= 1
+    by_hand = min(100.0, 10 * math.log10(65535**2 * source.size))
+    assert frame_psnr(source, off_by_one) == frame_psnr(off_by_one, source) == by_hand == PSNR_CAP_DB
+    assert frame_psnr(source, deepened(source) ^ np.uint16(1)) == pytest.approx(20 * math.log10(65535))
+    mixed, alike = Comparison(), Comparison()
+    for seed in range(3):
+        frame, other = picture(24, 31, seed), spoiled(picture(24, 31, seed), 5, seed)
+        mixed.add(frame, deepened(other))
+        alike.add(frame, other)
+    for name, value in alike.result().to_dict().items():
+        assert getattr(mixed.result(), name) == pytest.approx(value, rel=1e-6), name
+
+
+def test_the_largest_errors_of_16_bits_sum_exactly() -> None:
+    """More of them than are summed at once, and one that would be lost in a sum of rounded numbers."""
+    black, white = np.zeros((431, 411, 3), np.uint16), np.full((431, 411, 3), 65535, np.uint16)
+    nearly = white.copy()
+    nearly[-1, -1, -1] -= 1
+    comparison = Comparison(with_ssim=False)
+    comparison.add(black, white)
+    comparison.add(nearly, black)
+    squares = 131070**2 * (black.size - 1) + 131069**2
+    assert comparison.result().flicker == math.sqrt(squares / black.size) / 257
+    assert black.size > 2**19 and frame_psnr(black, white) == 0
+
+
 def test_wrong_input_is_refused_in_a_sentence() -> None:
     frame = picture(16, 16)
     comparison = Comparison()
@@ -184,6 +234,8 @@ def test_wrong_input_is_refused_in_a_sentence() -> None:
     with pytest.raises(UsageError, match=r"\[16, 16\]"):
         comparison.add(frame[..., 0], frame[..., 0])
     comparison.add(frame, frame)
+    with pytest.raises(UsageError, match="Frame 1 has another depth"):
+        comparison.add(deepened(frame), frame)
     with pytest.raises(UsageError, match="Frame 1 is 20x16, but the frames before it are 16x16"):
         comparison.add(picture(16, 20), picture(16, 20))
     assert comparison.result().frames == 1
