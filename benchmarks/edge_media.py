@@ -2,10 +2,10 @@
 
     python benchmarks/edge_media.py FOLDER_OR_FILE [...] --out benchmarks/edge_media.json
 
-What is compared: frame count, timestamps, packets of sound and subtitles, colour tags, pixel aspect, and that the first
-picture is upright. The reader below is PyAV alone and shares no line with the package; FFmpeg's own filters turn its pictures.
+What is compared: frame count, timestamps, packets of sound and subtitles, colour tags, pixel aspect, depth, and that the
+first picture is upright. The reader below is PyAV alone and shares no line with the package; FFmpeg's filters turn its pictures.
 MP4 and MOV files come back as .mp4, all others as .mkv. Long clips are cut with --frames and large ones made smaller, so that
-all take minutes.
+all take minutes. Sources of more than 8 bits are decoded with --depth 10, but to .webm, whose encoder at hand has 8.
 """
 
 import argparse
@@ -34,7 +34,7 @@ SIDE_SHOW = Disposition.attached_pic | Disposition.timed_thumbnails
 THUMB = 32
 """Edge of the small pictures that are compared, pixels."""
 
-SAID = {"sound codec": ("anew", "left out"), "aspect": ("pixel aspect",)}
+SAID = {"sound codec": ("anew", "left out"), "aspect": ("pixel aspect",), "depth": ("bits for each colour",)}
 """Words of the notes that own up to a difference."""
 
 MP4_FAMILY = {".mp4", ".mov", ".m4v"}
@@ -51,6 +51,7 @@ class Seen:
         after: when the last frame within the limit ends, None where the file ends before it.
         tick: of the video stream, seconds.
         tags: primaries, transfer, matrix, range.
+        bits: of each component as stored.
         size: width and height, upright.
         aspect: of an upright pixel.
         thumb: first picture, upright, float [THUMB, THUMB, 3].
@@ -64,6 +65,7 @@ class Seen:
     after: Fraction | None = None
     tick: Fraction = Fraction(1)
     tags: tuple[int, int, int, int] = (2, 2, 2, 0)
+    bits: int = 8
     size: tuple[int, int] = (0, 0)
     aspect: Fraction = Fraction(1)
     thumb: np.ndarray | None = None
@@ -134,6 +136,7 @@ def look_at_first(seen: Seen, path: Path, stream, frame) -> None:
     headers = (context.color_primaries, context.color_trc, context.colorspace)
     named = (int(header if value == 2 else value) for value, header in zip(stated, headers, strict=True))
     seen.tags = (*named, 2 if full else int(frame.color_range or context.color_range))
+    seen.bits = max(component.bits for component in frame.format.components)
     steps, turned = upright_filters(path, frame)
     aspect = Fraction(stream.sample_aspect_ratio or 1)
     seen.aspect = 1 / aspect if turned else aspect
@@ -234,7 +237,8 @@ def row_of(path: Path, folder: Path, limit: int, longest: int, container: str | 
     if status == 0:
         row["notes"] = json.loads(answer)["notes"]
         fast = ["--encoder-opt", "cpu-used=8"] if back.suffix == ".webm" else ["--preset", "ultrafast"]
-        options = ["--device", "cpu", *fast, "--json", "-q", "-y"]
+        deep = ["--depth", "10"] if source is not None and source.bits > 8 and back.suffix != ".webm" else []
+        options = ["--device", "cpu", *fast, *deep, "--json", "-q", "-y"]
         status, answer, said = command("decode", *options, "--", str(latent), str(back))
     if status:
         one_sentence = said.startswith("cvvae: ") and "\n" not in said and said.endswith((".", "?"))
@@ -337,6 +341,9 @@ def compare_looks(row: dict, source: Seen, copy: Seen) -> list[str]:
         wrong.append("matrix")
     if copy.tags[3] not in expected[3]:
         wrong.append("range")
+    row["bits"] = [source.bits, copy.bits]
+    if copy.bits < min(source.bits, 10):
+        wrong.append("depth")
     stretched = source.aspect * Fraction(source.size[0] * copy.size[1], source.size[1] * copy.size[0])
     row["aspect"] = [str(source.aspect), str(copy.aspect)]
     if abs(copy.aspect / stretched - 1) > 2e-3:

@@ -93,7 +93,7 @@ def encode_tensor(model: Autoencoder, x: Tensor, tiling: Tiling | None = None) -
 
     Args:
         model: the autoencoder.
-        x: (B, 3, T, H, W), floating in [-1, 1], or uint8; any T >= 1, H and W. On any device.
+        x: (B, 3, T, H, W), floating in [-1, 1], or uint8, or uint16 with white 65535; any T >= 1, H and W. On any device.
         tiling: how to cut; None is the default.
 
     Returns:
@@ -147,7 +147,7 @@ def encode_frames(
 
     Args:
         model: the autoencoder.
-        frames: consecutive (B, 3, n, H, W), uint8 or floating in [-1, 1], H and W multiples of 8.
+        frames: consecutive (B, 3, n, H, W), uint8, uint16 or floating in [-1, 1], H and W multiples of 8.
         plan: how to cut.
         first: position of the first latent frame that the stream stands for, the start of a chunk.
         clock: counts the stages "to device", "encode" and "blend".
@@ -246,15 +246,16 @@ def _whole_frames(bands: Iterable[Band], convert: Callable[[Tensor], Tensor], dt
 
 
 def to_pixels(frames: Tensor, dtype: torch.dtype) -> Tensor:
-    """Bytes to [-1, 1], computed in float32 and rounded once; (B, 3, n, H, W), channels last. Floating frames pass.
+    """uint8 or uint16 to [-1, 1], computed in float32 and rounded once; (B, 3, n, H, W), channels last. Floating frames pass.
 
     Frame by frame, because the passes over one frame stay in a processor's cache.
     """
     if frames.is_floating_point():
         return frames
+    half = 32767.5 if frames.dtype == torch.uint16 else 127.5
     pixels = torch.empty(frames.shape, dtype=dtype, device=frames.device, memory_format=torch.channels_last_3d)
     for source, target in zip(frames.unbind(2), pixels.unbind(2)):
-        target.copy_(source.float().div_(127.5).sub_(1.0))
+        target.copy_(source.float().div_(half).sub_(1.0))
     return pixels
 
 

@@ -17,7 +17,7 @@ from cvvae_cli.codec import Plan, Progress, no_progress
 from cvvae_cli.config import Tiling
 from cvvae_cli.container_tags import ContainerTags
 from cvvae_cli.decoded_frames import decoded_frames
-from cvvae_cli.errors import LatentFileError
+from cvvae_cli.errors import LatentFileError, UsageError
 from cvvae_cli.geometry import TEMPORAL_COMPRESSION_RATIO as STEP
 from cvvae_cli.geometry import chunk_stride
 from cvvae_cli.latent_video import LatentVideo, check_model
@@ -65,6 +65,10 @@ class DecodeOptions:
     overwrite: bool = False
     keep_going: bool = False
     depth: int = 8
+
+    def __post_init__(self) -> None:
+        if self.depth not in (8, 10):
+            raise UsageError(f"A depth of {self.depth} bits is not to be had; pass --depth 8 or --depth 10.")
 
     def encoding(self, codec: str) -> Encoding:
         """How frames are encoded, with this codec where none was asked for."""
@@ -122,8 +126,8 @@ def decode_file(
         tiling: how to cut; None is how they were encoded, with smaller tiles where those do not fit the device.
         options: what to write and how.
         progress: called after every frame, in the thread that writes.
-        observe: called with every frame, uint8 [H, W, 3] (uint16 where the output is deeper), before the video codec, in the
-            same thread.
+        observe: called with every frame, uint8 [H, W, 3] (uint16 where the output is deeper, or without an output where the
+            source was), before the video codec, in the same thread.
         clock: counts the stages; None for one that does not wait for the device.
         resumed: called with the number of frames that an earlier run of the same arguments had left when it was stopped.
             A run that is observed begins anew.
@@ -189,6 +193,9 @@ class _Decoding:
             run = describe_run(latents.path, self.model, self.tiling, shaping, parts)
         self.writer = self._opened(Path(output), sound, segment_frames, run)
         self.done = self.writer.frames
+        if latents.bit_depth > 8 and not self.writer.deep:
+            found = f"The source has {latents.bit_depth} bits for each colour, of which 8 are written"
+            self._notes.append(f"{found}; --depth 10 keeps more.")
 
     def _opened(self, output: Path, sound: LatentVideo, segment_frames: int, run: dict | None) -> Writer:
         latents, options, times = self.latents, self.options, self.times
@@ -251,14 +258,18 @@ class _Decoding:
             begin = self.first + self.done
             frames: Iterable[np.ndarray] = ()
             if begin < self.stop:
-                deep = self.writer is not None and self.writer.deep
-                frames = decoded_frames(self.latents, self.model, plan, begin, self.stop, self.clock, deep)
+                frames = decoded_frames(self.latents, self.model, plan, begin, self.stop, self.clock, self.deep)
             for item in enumerate(frames, begin):
                 with self.clock.stage("wait for writer"):
                     hand_over(item)
             with self.clock.stage("wait for writer"):
                 stack.close()
         return plan
+
+    @property
+    def deep(self) -> bool:
+        """Whether frames come with 16 bits."""
+        return self.latents.bit_depth > 8 if self.writer is None else self.writer.deep
 
     def told(self, plan: Plan) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """All notes of a finished run, and those of them that tell of damage."""
@@ -268,7 +279,8 @@ class _Decoding:
         return (*self._notes, *plan.notes, *dropped, *(writer.notes if writer else ()), *damage), tuple(damage)
 
     def _fitting_tiling(self) -> Tiling:
-        return self.tiling or tiling_within(self.model, self.latents.tiling, self.latents.height, self.latents.width)
+        size = (self.latents.height, self.latents.width)
+        return self.tiling or tiling_within(self.model, self.latents.tiling, *size, self.deep)
 
     def _finish(self, index: int, frame: np.ndarray) -> None:
         if self.writer is not None:

@@ -156,12 +156,14 @@ def encode_file(
     options, clock = options or EncodeOptions(), clock or StageClock()
     keep_inputs(output, source)
     began = perf_counter()
-    with VideoReader(source, options.start, options.duration, options.max_frames, options.size, options.reading) as reader:
-        shape = (model.latent_channels, cell_count(reader.height), cell_count(reader.width))
+    span = (options.start, options.duration, options.max_frames)
+    with VideoReader(source, *span, options.size, options.reading, deep=True) as reader:
+        height, width = reader.height, reader.width
+        shape = (model.latent_channels, cell_count(height), cell_count(width))
         described = _described_run(source, model, tiling, options)
         with LatentWriter(output, *shape, options.latent_dtype, options.overwrite, described) as writer, ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
-            plan = Plan(settled_tiling(writer.journal, lambda: tiling or fitting_tiling(model, reader.height, reader.width)))
+            plan = Plan(settled_tiling(writer.journal, lambda: tiling or fitting_tiling(model, height, width, reader.deep)))
             expected, anchors = _expected_frames(reader, options), None
             resumed_at = min(frame_count(writer.latent_frames), expected or sys.maxsize) if writer.latent_frames else 0
             if resumed_at and resumed:
@@ -185,7 +187,7 @@ def encode_file(
                 if options.audio and write_sidecar(source, sound, *run.sound_span()):
                     tensors["sidecar"] = sound
                 writer.close(_metadata(run, quality), tensors)
-        frames, width, height = len(run.pts), reader.width, reader.height
+        frames = len(run.pts)
         bits = 8 * latent_bytes / (width * height * frames)
         seconds = perf_counter() - began
         notes = (*reader.notes(run.to_end), *plan.notes, *(writer.journal.notes if writer.journal else ()))
@@ -243,7 +245,8 @@ class _Encoding:
     def _checked(self, latents: Iterable[Tensor]) -> Quality:
         comparison = Comparison()
         read_anchor = self.anchors.read if self.anchors else None
-        decoded = decode_frames(self.model, latents, self.plan, clock=self.clock, read_anchor=read_anchor)
+        deep = self.reader.deep
+        decoded = decode_frames(self.model, latents, self.plan, clock=self.clock, read_anchor=read_anchor, deep=deep)
         for frame in cropped_frames(decoded, self.reader.height, self.reader.width):
             if self._unchecked:  # the last latent may stand for frames that the source has no more
                 comparison.add(self._unchecked.popleft(), frame)

@@ -72,7 +72,7 @@ class LatentVideo:
         path: the file.
         latent_frames: t.
         num_frames, width, height: of the video, which may be less than the latents hold.
-        colour, sample_aspect_ratio: of the source.
+        colour, sample_aspect_ratio, bit_depth: of the source; a depth of 8 for plain tensors.
         tiling: how it was encoded, None for plain tensors.
         start: seconds of the source that its frames leave out before the first.
         to_end: its frames reach the source's last.
@@ -92,7 +92,7 @@ class LatentVideo:
         self._mended: MendedLatents | None = None
         self.num_frames, self.height, self.width = frame_count(shape[0]), shape[2] * CELL, shape[3] * CELL
         self.colour = Colour()
-        self.sample_aspect_ratio = Fraction(1)
+        self.sample_aspect_ratio, self.bit_depth = Fraction(1), 8
         self.tiling: Tiling | None = None
         self.start, self.to_end = 0.0, False
         self.model: dict | None = None
@@ -165,7 +165,7 @@ class LatentVideo:
             aspect = aspect.limit_denominator(LARGEST_DENOMINATOR)
         if not 1 / MOST_ASPECT <= aspect <= MOST_ASPECT or not _believable(*times, zero / info.time_base):
             raise LatentFileError(f"{reader.path} has times or a pixel aspect that no video has; encode the video again.")
-        self.colour, self.sample_aspect_ratio = info.colour, aspect
+        self.colour, self.sample_aspect_ratio, self.bit_depth = info.colour, aspect, info.bit_depth
         self._times = Times(*times, info.time_base, info.frame_rate, zero)
         self.has_sidecar, self.has_anchors = "sidecar" in reader.tensor_names, "anchors" in reader.tensor_names
 

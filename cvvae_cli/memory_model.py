@@ -24,7 +24,8 @@ LEAST_SLOPE = 0.5
 SHARE_OF_CARD, SHARE_OF_MACHINE = 0.8, 0.5
 UNKNOWN_BYTES = 2 << 30
 # Frames of a chunk lie in memory as read, as cut, as decoded and as written, and their rows once more in float32.
-HOST_BYTES_PER_PIXEL = 24
+# That is four times a byte for each colour, or two bytes where frames have 16 bits.
+HOST_BYTES_PER_PIXEL, HOST_BYTES_PER_DEEP_PIXEL = 24, 36
 # On a card, beside the bytes of a chunk's frames, two rows of tiles are blended in float32.
 BLENDED_BYTES_PER_PIXEL = 2 * 4 * RGB
 # GroupNorm sees a whole window: 17 frames are what the official weights were trained on, 576 px what the release uses.
@@ -107,7 +108,7 @@ def _power_of_two(size: float) -> int:
     return 1 << (max(1, int(size)).bit_length() - 1)
 
 
-def fitting_tiling(model: Autoencoder, height: int, width: int) -> Tiling:
+def fitting_tiling(model: Autoencoder, height: int, width: int, deep: bool = False) -> Tiling:
     """The tiling with the least double work whose windows fit the device's memory, one for encode and decode.
 
     The default where memory cannot be read or is full.
@@ -115,17 +116,18 @@ def fitting_tiling(model: Autoencoder, height: int, width: int) -> Tiling:
     Args:
         model: on the device; runs one small window each way.
         height, width: of the video in pixels.
+        deep: its frames have 16 bits.
     """
     memory = measure_windows(model)
-    return best_tiling(model, height, width, memory, memory_budget(model.device)) if memory.per_pixel else Tiling()
+    return best_tiling(model, height, width, memory, memory_budget(model.device), deep) if memory.per_pixel else Tiling()
 
 
-def tiling_within(model: Autoencoder, tiling: Tiling | None, height: int, width: int) -> Tiling:
+def tiling_within(model: Autoencoder, tiling: Tiling | None, height: int, width: int, deep: bool = False) -> Tiling:
     """`tiling`, or the same with smaller tiles where a window would not fit the device's memory; a new one for None."""
     if tiling is None:
-        return fitting_tiling(model, height, width)
+        return fitting_tiling(model, height, width, deep)
     memory, budget = measure_windows(model), memory_budget(model.device)
-    while tiling.mode == "blend" and tiling_bytes(tiling, height, width, memory, model.device) > budget:
+    while tiling.mode == "blend" and tiling_bytes(tiling, height, width, memory, model.device, deep) > budget:
         smaller = smaller_tiling(tiling)
         if smaller is None:
             break
@@ -133,32 +135,38 @@ def tiling_within(model: Autoencoder, tiling: Tiling | None, height: int, width:
     return tiling
 
 
-def best_tiling(model: Autoencoder, height: int, width: int, memory: WindowMemory, budget: int) -> Tiling:
+def best_tiling(model: Autoencoder, height: int, width: int, memory: WindowMemory, budget: int, deep: bool = False) -> Tiling:
     """As `fitting_tiling`, from what windows take and a budget in bytes.
 
     Where not even the smallest fits, the smallest.
     """
+
+    def need(tiling: Tiling) -> float:
+        return tiling_bytes(tiling, height, width, memory, model.device, deep)
+
     compact = isinstance(model.config, CompactConfig)
     tiles, chunks = (FREE_TILES, FREE_CHUNKS) if compact else (NORMED_TILES, (NORMED_CHUNK,))
     candidates = [Tiling(tile=tile, overlap=min(64, tile // 4), chunk=chunk) for chunk in chunks for tile in tiles]
-    fitting = [c for c in candidates if tiling_bytes(c, height, width, memory, model.device) <= budget]
+    fitting = [c for c in candidates if need(c) <= budget]
     if not fitting:
-        return min(candidates, key=lambda c: tiling_bytes(c, height, width, memory, model.device))
+        return min(candidates, key=need)
     best = min(fitting, key=lambda c: (double_work(c, height, width), c.tile * c.chunk))
     if model.device.type != "cuda":
         return best
     columns = len(tile_windows(cell_count(width), best.tile_cells, best.overlap_cells))
     batches = [replace(best, batch=n) for n in range(columns, 0, -1)]
-    return next((b for b in batches if tiling_bytes(b, height, width, memory, model.device) <= budget), best)
+    return next((b for b in batches if need(b) <= budget), best)
 
 
-def tiling_bytes(tiling: Tiling, height: int, width: int, memory: WindowMemory, device: torch.device) -> float:
-    """Bytes that a chunk takes on the device: its windows in the network, and its frames around it."""
+def tiling_bytes(
+    tiling: Tiling, height: int, width: int, memory: WindowMemory, device: torch.device, deep: bool = False
+) -> float:
+    """Bytes that a chunk takes on the device: its windows in the network, and its frames around it, of 16 bits where `deep`."""
     rows, columns = (min(tiling.tile, CELL * cell_count(size)) for size in (height, width))
     if device.type == "cuda":
-        beside = tiling.chunk * width * (RGB * height + BLENDED_BYTES_PER_PIXEL * rows)
+        beside = tiling.chunk * width * ((2 if deep else 1) * RGB * height + BLENDED_BYTES_PER_PIXEL * rows)
     else:
-        beside = HOST_BYTES_PER_PIXEL * tiling.chunk * height * width
+        beside = (HOST_BYTES_PER_DEEP_PIXEL if deep else HOST_BYTES_PER_PIXEL) * tiling.chunk * height * width
     return memory.bytes_for(tiling.chunk * tiling.batch * rows * columns) + beside
 
 

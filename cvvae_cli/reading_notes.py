@@ -13,8 +13,8 @@ from cvvae_cli.picture_sequence import DEFAULT_RATE, find_sequence, is_sequence
 from cvvae_cli.reading import Reading
 from cvvae_cli.video_info import VideoInfo
 
-KEPT_BITS = 8
-"""Of each colour: frames are 8-bit RGB."""
+KEPT_BITS = 16
+"""Of each colour: encoding reads RGB of 8 or 16 bits."""
 
 OPAQUE = 255
 """Alpha of a pixel that hides what is behind it wholly."""

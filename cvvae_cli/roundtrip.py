@@ -22,6 +22,7 @@ from cvvae_cli.decoding import DecodeOptions, DecodeReport, decode_file
 from cvvae_cli.encoding import EncodeOptions, EncodeReport, encode_file
 from cvvae_cli.errors import QualityError
 from cvvae_cli.fidelity import ErrorProfile, Harm, cut_of, harm_of
+from cvvae_cli.geometry import DEEP_LEVELS
 from cvvae_cli.host_memory import peak_bytes
 from cvvae_cli.latent_video import LatentVideo, check_model
 from cvvae_cli.media import keep_inputs
@@ -51,7 +52,10 @@ class SourceComparison:
         latents: which part and size of it the decoded frames show, and how it was read; None for all of it.
         with_ssim: whether to measure SSIM, most of the work.
         skip: source frames to pass over first.
-        profile: takes the same pairs.
+        profile: takes the same pairs, at 8 bits.
+
+    Attributes:
+        deep: the source's frames have 16 bits, because it has more than 8.
     """
 
     def __init__(
@@ -66,12 +70,13 @@ class SourceComparison:
         self._comparison = Comparison(with_ssim)
         size = None if latents is None else (latents.width, latents.height)
         start = 0.0 if latents is None else latents.start
-        self._reader = VideoReader(source, start=start, size=size, reading=latents.reading if latents else PLAIN)
+        self._reader = VideoReader(source, start=start, size=size, reading=latents.reading if latents else PLAIN, deep=True)
+        self.deep = self._reader.deep
         self._frames = itertools.islice(self._reader, skip, None)
         self._compared = 0
 
     def add(self, decoded: np.ndarray) -> None:
-        """Compare the next decoded frame with the next source frame, at 8 bits.
+        """Compare the next decoded frame with the next source frame, at the deeper one's depth.
 
         Args:
             decoded: uint8 or uint16 [H, W, 3].
@@ -86,11 +91,9 @@ class SourceComparison:
             (height, width, _), (own_height, own_width, _) = frame.rgb.shape, decoded.shape
             sizes = f"The source has {width}x{height} px and the copy {own_width}x{own_height}"
             raise QualityError(f"{sizes}; compare the source with the latent file, or with a copy of its size.")
-        if decoded.dtype == np.uint16:
-            decoded = ((decoded.astype(np.uint32) + 128) // 257).astype(np.uint8)
         self._comparison.add(frame.rgb, decoded)
         if self._profile is not None:
-            self._profile.add(frame.rgb, decoded)
+            self._profile.add(_bytes_of(frame.rgb), _bytes_of(decoded))
         self._compared += 1
 
     def result(self, expected: int = 0, to_end: bool = True) -> Quality:
@@ -108,6 +111,11 @@ class SourceComparison:
         self._reader.close()
 
 
+def _bytes_of(frame: np.ndarray) -> np.ndarray:
+    """A frame at 8 bits, rounded."""
+    return frame if frame.dtype == np.uint8 else ((frame.astype(np.uint32) + 128) // DEEP_LEVELS).astype(np.uint8)
+
+
 def check_latents(
     source: str | Path, latents: LatentVideo, model: Autoencoder, tiling: Tiling | None = None, progress: Progress = no_progress
 ) -> Quality:
@@ -117,9 +125,10 @@ def check_latents(
         VideoError, LatentFileError: one cannot be read, or the latents are another model's.
     """
     check_model(latents, model)
-    plan = Plan(tiling or tiling_within(model, latents.tiling, latents.height, latents.width))
     with closing(SourceComparison(source, latents)) as comparison, torch.inference_mode():
-        for index, frame in enumerate(decoded_frames(latents, model, plan, 0, latents.num_frames), 1):
+        deep = comparison.deep
+        plan = Plan(tiling or tiling_within(model, latents.tiling, latents.height, latents.width, deep))
+        for index, frame in enumerate(decoded_frames(latents, model, plan, 0, latents.num_frames, deep=deep), 1):
             comparison.add(frame)
             progress(index, latents.num_frames)
         return comparison.result(latents.num_frames, latents.to_end)
@@ -132,7 +141,7 @@ def check_video(source: str | Path, copy: str | Path, progress: Progress = no_pr
         VideoError: one cannot be read.
         QualityError: their sizes differ.
     """
-    with closing(SourceComparison(source, None)) as comparison, VideoReader(copy) as reader:
+    with closing(SourceComparison(source, None)) as comparison, VideoReader(copy, deep=True) as reader:
         index = 0
         for index, frame in enumerate(reader, 1):
             comparison.add(frame.rgb)
@@ -243,7 +252,7 @@ def _try_output(source: str | Path, output: str | Path, encode: EncodeOptions, d
 
 
 def _file_psnr(source: str | Path, output: str | Path, latents: LatentVideo) -> float:
-    with closing(SourceComparison(source, latents, with_ssim=False)) as comparison, VideoReader(output) as reader:
+    with closing(SourceComparison(source, latents, with_ssim=False)) as comparison, VideoReader(output, deep=True) as reader:
         for frame in reader:
             comparison.add(frame.rgb)
         return comparison.result(to_end=False).psnr_db

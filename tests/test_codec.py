@@ -18,6 +18,7 @@ from cvvae_cli.codec import (
     pad_to_cells,
     to_bytes,
     to_pixels,
+    to_words,
 )
 from cvvae_cli.config import Tiling
 from cvvae_cli.errors import DeviceError, UsageError
@@ -125,6 +126,27 @@ def test_pixels_are_computed_in_single_precision_and_rounded_once(dtype):
     assert error <= torch.finfo(dtype).eps / 4 + 2e-7  # values below 1 are at most half of eps / 2 away from a number
     assert torch.equal(to_bytes(pixels), frames)
     assert to_pixels(pixels, torch.float64) is pixels
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_pixels_of_16_bits_are_rounded_once_too(dtype):
+    frames = torch.arange(65536, dtype=torch.int32).to(torch.uint16).view(1, 1, 4, 128, 128).expand(2, 3, 4, 128, 128)
+    pixels = to_pixels(frames, dtype)
+    assert pixels.dtype == dtype and pixels.is_contiguous(memory_format=torch.channels_last_3d)
+    error = (pixels.double() - (frames.double() / 32767.5 - 1)).abs().max()
+    assert error <= torch.finfo(dtype).eps / 4 + 2e-7
+    assert dtype == torch.bfloat16 or torch.equal(to_words(pixels), frames)
+
+
+@pytest.mark.parametrize("tiling", [Tiling(64, 16, 4, 9), Tiling(72, 16, 0, 17, "official")])
+def test_words_are_encoded_as_the_values_that_they_stand_for(model, tiling):
+    """Odd sizes and several chunks and tiles, so that words are padded, cut and regrouped."""
+    words = torch.randint(0, 65536, (1, 3, 21, 75, 91), dtype=torch.int32, generator=torch.Generator().manual_seed(3))
+    moments = encode_tensor(model, words.to(torch.uint16), tiling)
+    assert torch.allclose(moments, encode_tensor(model, words.float() / 32767.5 - 1, tiling), atol=1e-5)
+    levels = words // 257
+    moments = encode_tensor(model, (levels * 257).to(torch.uint16), tiling)
+    assert torch.allclose(moments, encode_tensor(model, levels.to(torch.uint8), tiling), atol=1e-5)
 
 
 def test_bytes_of_half_precision_are_rounded_in_single():

@@ -73,6 +73,9 @@ def test_bytes_of_a_chunk_by_hand():
     frames = 17 * 480 * 854
     assert tiling_bytes(tiling, 480, 854, memory, CPU) == 1000 + 10 * 3 * 17 * 256 * 256 + 24 * frames
     assert tiling_bytes(tiling, 480, 854, memory, CARD) == 1000 + 10 * 3 * 17 * 256 * 256 + 3 * frames + 24 * 17 * 256 * 854
+    # 16 bits: a byte more per colour in each of four places, and on a card in one.
+    assert tiling_bytes(tiling, 480, 854, memory, CPU, deep=True) == tiling_bytes(tiling, 480, 854, memory, CPU) + 12 * frames
+    assert tiling_bytes(tiling, 480, 854, memory, CARD, deep=True) == tiling_bytes(tiling, 480, 854, memory, CARD) + 3 * frames
     # A video smaller than the tile is one window, filled up to whole cells.
     small = Tiling(256, 64, 4, 17)
     assert tiling_bytes(small, 45, 61, memory, CPU) == 1000 + 10 * 17 * 48 * 64 + 24 * 17 * 45 * 61

@@ -2,7 +2,7 @@
 
 import av
 import command_line
-from clips import moving_pictures, write_video
+from clips import deep_pictures, moving_pictures, write_video
 from command_line import QUALITY_KEYS, pictures
 from safetensors.torch import load_file
 
@@ -20,6 +20,18 @@ def test_roundtrip_prints_what_is_promised(folder, answer, tmp_path):
     assert values["psnr_file_db"] == values["psnr_db"] and values["latent_bytes"] == 3 * 4 * 3 * 5 * 4
     assert pictures(tmp_path / "back.mkv").shape == (6, 24, 40, 3) and load_file(tmp_path / "x")["latents"].shape == (3, 4, 3, 5)
     assert "Tile 100 px with overlap 24 px is rounded to 96 and 24 px (cells of 8 px)." in values["notes"]
+
+
+def test_ten_bits_are_kept_on_request(answer, cvvae, tmp_path):
+    source = write_video(tmp_path / "deep.mkv", deep_pictures(6, 32, 24), codec="ffv1", pix_fmt="gbrp10le")
+    values = answer("roundtrip", source, tmp_path / "back.mkv", "--codec", "ffv1", "--depth", "10")
+    with av.open(str(tmp_path / "back.mkv")) as container:
+        assert container.streams.video[0].pix_fmt == "gbrp10le"
+    assert values["notes"] == [] and abs(values["psnr_file_db"] - values["psnr_db"]) < 0.01
+    notes = answer("roundtrip", source, tmp_path / "back.mkv", "--codec", "ffv1", "-y")["notes"]
+    assert notes == ["The source has 10 bits for each colour, of which 8 are written; --depth 10 keeps more."]
+    status, out, err = cvvae("roundtrip", source, tmp_path / "x.mkv", "--depth", "9")
+    assert status == 2 and "pass --depth 8 or --depth 10" in err and not (tmp_path / "x.mkv").exists()
 
 
 def test_numbered_pictures_and_options_of_reading_reach_both_sides(answer, tmp_path):

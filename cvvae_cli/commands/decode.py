@@ -67,8 +67,6 @@ def decode(
     Tiles and chunks are those of encoding unless you choose others.
     """
     reporter = Reporter(as_json, quiet)
-    if depth == 9:
-        raise UsageError("A depth of 9 bits is not to be had; pass --depth 8 or --depth 10.")
     rate, pairs = o.rate_of(fps), o.encoder_options_of(encoder_opt)
     o.require_file(latents, LatentFileError)
     if against is not None:

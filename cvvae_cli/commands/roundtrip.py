@@ -45,6 +45,7 @@ def roundtrip(
     codec: o.Codec = None,
     crf: o.Crf = None,
     preset: o.Preset = None,
+    depth: o.Depth = 8,
     overwrite: o.Overwrite = False,
     as_json: o.AsJson = False,
     quiet: o.Quiet = False,
@@ -59,13 +60,14 @@ def roundtrip(
     from cvvae_cli.encoding import EncodeOptions
     from cvvae_cli.roundtrip import roundtrip_file
 
+    decode = DecodeOptions(codec=codec, crf=crf, preset=preset, overwrite=overwrite, depth=depth)
     loaded = o.model_of(model, revision, device, dtype)
     beside = output or latents or Path(tempfile.gettempdir(), "any")
     with source_path(source, beside.parent) as path, reporter.progress("encode", "decode") as progress:
         report = roundtrip_file(
             path, output, model=loaded, tiling=plan, latents=latents, progress=progress,
             encode=EncodeOptions(max_frames=frames, size=wanted, latent_dtype=latent_dtype, overwrite=overwrite, reading=reading),
-            decode=DecodeOptions(codec=codec, crf=crf, preset=preset, overwrite=overwrite),
+            decode=decode,
         )  # fmt: skip
     values = report.to_dict() | o.described(loaded)
     values["notes"] = o.rounding_notes(plan) + values["notes"]
