@@ -104,7 +104,9 @@ class Comparison:
             self._ssim_sum += frame_ssim(source, decoded)
         if self._error is not None:
             # (d1 - d0) - (s1 - s0) = (d1 - s1) - (d0 - s0): the change of the error.
-            self._flicker_sum += _sum_of_squares(np.subtract(error, self._error, out=self._error))
+            # Counted in 16-bit levels whatever the depth.
+            unit = 1 if error.dtype == np.int32 else DEEP_LEVELS**2
+            self._flicker_sum += unit * _sum_of_squares(np.subtract(error, self._error, out=self._error))
         self._error = error
         self._frames += 1
 
@@ -120,13 +122,12 @@ class Comparison:
         if self._frames == 0 or self._error is None:
             raise QualityError(f"No frame was compared and {frames_missing} are missing; compare two videos that hold frames.")
         differences = (self._frames - 1) * self._error.size
-        levels = DEEP_LEVELS if self._error.dtype == np.int32 else 1
         return Quality(
             psnr_db=self._psnr_sum / self._frames,
             psnr_worst_db=self._worst[0],
             worst_frame=self._worst[1],
             ssim=self._ssim_sum / self._frames if self._with_ssim else None,
-            flicker=math.sqrt(self._flicker_sum / differences) / levels if differences else 0.0,
+            flicker=math.sqrt(self._flicker_sum / differences) / DEEP_LEVELS if differences else 0.0,
             frames=self._frames,
             frames_missing=frames_missing,
         )
