@@ -81,7 +81,9 @@ def ahead(items: Iterable[T], depth: int, stop: Callable[[], None] | None = None
 
 
 @contextlib.contextmanager
-def behind(take: Callable[[T], object], depth: int) -> Iterator[Callable[[T], None]]:
+def behind(
+    take: Callable[[T], object], depth: int, give_up: Callable[[], None] = lambda: None
+) -> Iterator[Callable[[T], None]]:
     """Let a thread take items while the caller makes later ones.
 
     When the context is left, all items have been taken; left by an error, the thread stops behind the item at hand.
@@ -89,21 +91,27 @@ def behind(take: Callable[[T], object], depth: int) -> Iterator[Callable[[T], No
     Args:
         take: called with one item after the other, in the thread alone.
         depth: most items that wait or are being taken, >= 1.
+        give_up: called where the context is left by an error, to end a wait of `take`, before the thread is waited for.
 
     Yields:
         A function that hands an item over, once there is room. What `take` raises comes out of it at a later item, or
         where the context is left.
     """
     waiting: SimpleQueue[object] = SimpleQueue()
-    begun = 0
+    begun, whole = 0, False
 
     def taken() -> Iterator[None]:
         while (item := waiting.get()) is not _END:
             take(item)
             yield
 
+    def stop() -> None:
+        if not whole:
+            give_up()
+        waiting.put(_END)
+
     # The thread's wait is ended by `ahead` itself, which a signal may leave before it comes to the block below.
-    with ahead(taken(), depth, lambda: waiting.put(_END)) as done:
+    with ahead(taken(), depth, stop) as done:
 
         def hand_over(item: T) -> None:
             nonlocal begun
@@ -117,3 +125,4 @@ def behind(take: Callable[[T], object], depth: int) -> Iterator[Callable[[T], No
         waiting.put(_END)
         for _ in done:
             pass
+        whole = True

@@ -172,6 +172,7 @@ class _Decoding:
         self.first, self.stop = latents.span(options.start, options.max_frames, options.frame_rate)
         self.times = latents.times(options.frame_rate)
         self.writer: Writer | None = None
+        self._stream: StandardOutput | None = None
         self.done = 0  # frames of an earlier run
         self._notes: list[str] = []
         self._damage: list[str] = []
@@ -211,7 +212,8 @@ class _Decoding:
         sidecar, tags = _sidecar(sound, options, self._damage), _tags(latents, options, self._damage)
         beside = Beside(sidecar, tags, times.origin(self.first), stop)
         if output == STANDARD_OUTPUT:
-            return StreamWriter(StandardOutput(), pictures, options.encoding(STREAM_CODEC), beside)
+            self._stream = StandardOutput()
+            return StreamWriter(self._stream, pictures, options.encoding(STREAM_CODEC), beside)
         return VideoWriter(
             output,
             latents.width,
@@ -254,7 +256,7 @@ class _Decoding:
                 self.progress(item[0] + 1 - self.first, self.stop - self.first)
 
             # A chunk's frames: with fewer, the network would wait until most of each chunk is written.
-            hand_over = stack.enter_context(behind(finish, plan.tiling.chunk))
+            hand_over = stack.enter_context(behind(finish, plan.tiling.chunk, self._give_up))
             begin = self.first + self.done
             frames: Iterable[np.ndarray] = ()
             if begin < self.stop:
@@ -265,6 +267,11 @@ class _Decoding:
             with self.clock.stage("wait for writer"):
                 stack.close()
         return plan
+
+    def _give_up(self) -> None:
+        # The thread that writes is waited for next, and who reads from it may have stopped for good.
+        if self._stream is not None:
+            self._stream.shut()
 
     @property
     def deep(self) -> bool:

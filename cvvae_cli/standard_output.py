@@ -1,6 +1,7 @@
 """A video that goes to the standard output, as it is made. What is in it is unknown here."""
 
 import os
+import select
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ READER_GONE = 128 + signal.SIGPIPE
 """Exit status of a run whose reader left, as shells report programs that a closed pipe ends."""
 
 _DESCRIPTOR = 1
+_SECONDS_BETWEEN_LOOKS = 0.1
 
 
 class StandardOutput:
@@ -34,15 +36,22 @@ class StandardOutput:
             BrokenPipeError: the reader is gone, or the output was shut.
             OSError: the bytes cannot be written.
         """
-        if not self._open:
-            raise BrokenPipeError
         rest = memoryview(data)
         while rest:
-            rest = rest[os.write(_DESCRIPTOR, rest) :]
+            self._wait()
+            # What a pipe that is ready takes without waiting: the reader may never take another byte.
+            rest = rest[os.write(_DESCRIPTOR, rest[: select.PIPE_BUF]) :]
         return len(data)
 
+    def _wait(self) -> None:
+        ready = False
+        while not ready:
+            if not self._open:
+                raise BrokenPipeError
+            ready = bool(select.select((), (_DESCRIPTOR,), (), _SECONDS_BETWEEN_LOOKS)[1])
+
     def shut(self) -> None:
-        """Take no more, so that a stream that is given up is not ended as if it were whole."""
+        """Take no more, from any thread, so that a stream that is given up is not ended as if it were whole."""
         self._open = False
 
 

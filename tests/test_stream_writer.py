@@ -5,6 +5,7 @@ import io
 import os
 import pty
 import resource
+import signal
 import threading
 from collections.abc import Iterator
 from fractions import Fraction
@@ -120,6 +121,29 @@ def test_a_full_disk_is_said_and_no_frame_is_too(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     with pytest.raises(OutputError, match="no frame"), standard_output(Reader().target), writer():
         pass
+
+
+def test_a_reader_that_stands_still_does_not_hold_up_an_interrupt(folder: Path, model: Autoencoder) -> None:
+    source, target = os.pipe()
+    kept = signal.signal(signal.SIGINT, signal.default_int_handler)
+    interrupt = threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT))
+    rescued = threading.Event()
+
+    def read_on() -> None:  # so that a run that waits for its reader fails here, and does not hang
+        rescued.set()
+        with open(source, "rb", closefd=False) as file:
+            file.read()
+
+    rescue = threading.Timer(30, read_on)
+    try:
+        interrupt.start(), rescue.start()
+        with standard_output(target), pytest.raises(KeyboardInterrupt):
+            decode_file(folder / "clip.latent", "-", model=model, options=LOSSLESS)
+        assert not rescued.is_set()
+    finally:
+        interrupt.cancel(), rescue.cancel()
+        signal.signal(signal.SIGINT, kept)
+        os.close(source)
 
 
 def test_impossible_wishes_are_refused() -> None:
