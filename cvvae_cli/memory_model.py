@@ -123,16 +123,29 @@ def fitting_tiling(model: Autoencoder, height: int, width: int, deep: bool = Fal
 
 
 def tiling_within(model: Autoencoder, tiling: Tiling | None, height: int, width: int, deep: bool = False) -> Tiling:
-    """`tiling`, or the same with smaller tiles where a window would not fit the device's memory; a new one for None."""
+    """`tiling`, or the same with smaller tiles, or else shorter chunks, where it would not fit the device's memory; a new one for None.
+
+    The release's algorithm keeps its tiles, which are part of its result. Chunks do not get shorter than `NORMED_CHUNK`.
+    """
     if tiling is None:
         return fitting_tiling(model, height, width, deep)
     memory, budget = measure_windows(model), memory_budget(model.device)
-    while tiling.mode == "blend" and tiling_bytes(tiling, height, width, memory, model.device, deep) > budget:
-        smaller = smaller_tiling(tiling)
+    fitting = tiling
+    while tiling_bytes(fitting, height, width, memory, model.device, deep) > budget:
+        smaller = smaller_tiling(fitting) if tiling.mode == "blend" else None
         if smaller is None:
-            break
-        tiling = smaller
-    return tiling
+            tiling = _shorter_chunks(tiling)
+            if tiling.chunk >= fitting.chunk:
+                break
+            smaller = tiling
+        fitting = smaller
+    return fitting
+
+
+def _shorter_chunks(tiling: Tiling) -> Tiling:
+    """The same with chunks of half the length, which keep their overlap where they can."""
+    chunk = min(tiling.chunk, max(NORMED_CHUNK, 1 + (tiling.chunk - 1) // 2 // STEP * STEP))
+    return replace(tiling, chunk=chunk, chunk_overlap=min(tiling.chunk_overlap, chunk - 1 - STEP))
 
 
 def best_tiling(model: Autoencoder, height: int, width: int, memory: WindowMemory, budget: int, deep: bool = False) -> Tiling:

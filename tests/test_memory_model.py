@@ -1,6 +1,8 @@
 """Which tiles fit: against loops that cut for real, sums by hand, and what a larger window was seen to take."""
 
+import math
 import platform
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -169,11 +171,17 @@ def test_recorded_tiles_are_kept_where_they_fit():
 
 
 @needs_proc
-def test_recorded_tiles_that_do_not_fit_are_halved_and_chunks_are_kept():
+def test_recorded_tiles_that_do_not_fit_are_halved_and_chunks_only_where_tiles_do_not_help():
     model = random_model(TINY)
     vast = (40000, 40000)  # whose frames alone no machine holds
-    assert tiling_within(model, Tiling(1000, 64, 8, 33, batch=5), *vast) == Tiling(120, 30, 8, 33)
+    assert tiling_within(model, Tiling(1000, 64, 8, 33, batch=5), *vast) == Tiling(120, 30, 8, 17)
+    assert tiling_within(model, Tiling(64, 0, 28, 37), *vast) == Tiling(64, 0, 12, 17)
+    assert tiling_within(model, Tiling(64, 0, 4, 13), *vast) == Tiling(64, 0, 4, 13)
     assert tiling_within(model, Tiling.official(576), *vast) == Tiling.official(576)
+    assert tiling_within(model, replace(Tiling.official(576), chunk=1025), *vast) == Tiling.official(576)
+    # Frames of 24 bytes a pixel alone decide here.
+    size = math.isqrt(memory_budget(CPU) // (24 * 200))
+    assert tiling_within(model, Tiling(64, 0, 4, 1025), size, size).chunk == 129
 
 
 @needs_proc
