@@ -14,6 +14,7 @@ from cvvae_cli.geometry import TEMPORAL_COMPRESSION_RATIO as STEP
 from cvvae_cli.geometry import chunk_stride, latent_frame_count
 from cvvae_cli.latent_video import LatentVideo
 from cvvae_cli.stage_clock import StageClock
+from cvvae_cli.tiling import chunk_count
 
 LATENTS_PER_READ = 8
 
@@ -32,9 +33,8 @@ def decoded_frames(
     The caller holds torch's inference mode.
     """
     clock = clock or StageClock()
-    begin = first_chunk_with(first, plan.tiling)
+    begin, end = _needed_latents(latents, plan.tiling, first, stop)
     anchors = latents.anchors() if latents.anchors_fit(plan.tiling) else None
-    end = min(latents.latent_frames, _end_of_chunks(stop, plan.tiling))
 
     def pieces() -> Iterator[Tensor]:
         for start in range(begin, end, LATENTS_PER_READ):
@@ -48,9 +48,25 @@ def decoded_frames(
     return itertools.islice(frames, skipped, skipped + stop - first)
 
 
-def _end_of_chunks(stop: int, tiling: Tiling) -> int:
-    """One past the last latent frame of the last chunk that gives frames before `stop`."""
+def lost_anchors(latents: LatentVideo, tiling: Tiling, first: int, stop: int) -> int:
+    """How many of the chunks that give frames `first` to `stop` do without their anchor, because it is damaged.
+
+    Args:
+        latents: with anchors that fit `tiling`; `keep_going` was called.
+
+    Raises:
+        LatentFileError: none of the anchors can be used.
+    """
+    begin, end = _needed_latents(latents, tiling, first, stop)
+    anchors, stride = latents.anchors(), chunk_stride(tiling.chunk, tiling.chunk_overlap)
+    starts = [begin + number * stride for number in range(chunk_count(end - begin, tiling))]
+    return sum(anchors.read(start) is None for start in starts if start)
+
+
+def _needed_latents(latents: LatentVideo, tiling: Tiling, first: int, stop: int) -> tuple[int, int]:
+    """The chunks that give frames `first` to `stop`: the first latent frame of the first, and one past the last of the last."""
     stride = chunk_stride(tiling.chunk, tiling.chunk_overlap)
     latest = latent_frame_count(stop) - 1
     # A chunk but the first gives nothing of its first latent frame.
-    return max(latest - 1, 0) // stride * stride + latent_frame_count(tiling.chunk)
+    end = max(latest - 1, 0) // stride * stride + latent_frame_count(tiling.chunk)
+    return first_chunk_with(first, tiling), min(latents.latent_frames, end)

@@ -16,7 +16,7 @@ from cvvae_cli.autoencoder import Autoencoder
 from cvvae_cli.codec import Plan, Progress, no_progress
 from cvvae_cli.config import Tiling
 from cvvae_cli.container_tags import ContainerTags
-from cvvae_cli.decoded_frames import decoded_frames
+from cvvae_cli.decoded_frames import decoded_frames, lost_anchors
 from cvvae_cli.errors import LatentFileError, UsageError
 from cvvae_cli.geometry import TEMPORAL_COMPRESSION_RATIO as STEP
 from cvvae_cli.geometry import chunk_stride
@@ -245,7 +245,7 @@ class _Decoding:
             if self.done and resumed:
                 resumed(self.done)
             plan = Plan(settled_tiling(self.writer.journal if self.writer else None, self._fitting_tiling))
-            self._notes += _anchors_left_out(self.latents, plan.tiling, self.options.keep_going, self._damage)
+            self._notes += _anchors_left_out(self.latents, plan.tiling, self.options, (self.first, self.stop), self._damage)
             stack.enter_context(torch.inference_mode())
 
             def finish(item: tuple[int, np.ndarray]) -> None:
@@ -325,13 +325,15 @@ def _tags(latents: LatentVideo, options: DecodeOptions, damage: list[str]) -> Co
         return ContainerTags()
 
 
-def _anchors_left_out(latents: LatentVideo, tiling: Tiling, keep_going: bool, damage: list[str]) -> list[str]:
+def _anchors_left_out(latents: LatentVideo, tiling: Tiling, options: DecodeOptions, span: tuple[int, int], damage: list[str]) -> list[str]:
     """A word where anchors cannot be used: in `damage` where they are damaged and the run keeps going."""
     if latents.has_anchors and not latents.anchors_fit(tiling):
         return ["The anchors are left out, because they belong to other chunks; cut the chunks that the file records."]
+    if not latents.has_anchors or not options.keep_going:
+        return []
     try:
-        if keep_going and latents.has_anchors:
-            latents.anchors()
+        if lost := lost_anchors(latents, tiling, *span):
+            damage.append(f"Damaged anchors of {latents.path} are left out: {lost} of those of the frames that were decoded.")
     except LatentFileError:
         latents.has_anchors = False
         damage.append(f"The anchors of {latents.path} are damaged and left out.")

@@ -8,7 +8,6 @@ import json
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -38,7 +37,7 @@ from cvvae_cli.config import Tiling, config_to_dict
 from cvvae_cli.container_tags import read_tags
 from cvvae_cli.errors import QualityError, UsageError
 from cvvae_cli.geometry import TEMPORAL_COMPRESSION_RATIO as STEP
-from cvvae_cli.geometry import cell_count, chunk_stride, frame_count
+from cvvae_cli.geometry import cell_count, frame_count
 from cvvae_cli.latent_writer import LatentWriter
 from cvvae_cli.media import keep_inputs, open_input, timeline_start
 from cvvae_cli.memory_model import fitting_tiling
@@ -46,7 +45,6 @@ from cvvae_cli.metrics import Comparison, Quality
 from cvvae_cli.model_names import shown_name
 from cvvae_cli.reading import PLAIN, Reading
 from cvvae_cli.run_identity import describe_run, settled_tiling
-from cvvae_cli.small_tensor import SmallTensor
 from cvvae_cli.stage_clock import StageClock
 from cvvae_cli.video_io import VideoReader, write_sidecar
 
@@ -144,7 +142,7 @@ def encode_file(
         progress: called after every chunk.
         clock: counts the stages; None for one that does not wait for the device.
         resumed: called with the number of frames that an earlier run of the same arguments had left when it was stopped.
-            Runs with a check or anchors begin anew.
+            A run with a check begins anew.
 
     Raises:
         VideoError, LatentFileError, UsageError: nothing is left behind.
@@ -161,28 +159,22 @@ def encode_file(
         height, width = reader.height, reader.width
         shape = (model.latent_channels, cell_count(height), cell_count(width))
         described = _described_run(source, model, tiling, options)
-        with LatentWriter(output, *shape, options.latent_dtype, options.overwrite, described) as writer, ExitStack() as stack:
-            stack.enter_context(torch.inference_mode())
+        with LatentWriter(output, *shape, options.latent_dtype, options.overwrite, described) as writer, torch.inference_mode():
             plan = Plan(settled_tiling(writer.journal, lambda: tiling or fitting_tiling(model, height, width, reader.deep)))
-            expected, anchors = _expected_frames(reader, options), None
+            expected = _expected_frames(reader, options)
             resumed_at = min(frame_count(writer.latent_frames), expected or sys.maxsize) if writer.latent_frames else 0
             if resumed_at and resumed:
                 resumed(resumed_at)
-            if options.anchors:
-                stride = chunk_stride(plan.tiling.chunk, plan.tiling.chunk_overlap)
-                anchors = Anchors(stack.enter_context(writer.scratch_file()), shape, options.latent_dtype, stride)
+            anchors = Anchors(plan.tiling, writer.read_anchor) if options.anchors else None
             run = _Encoding(reader, writer, model, plan, options, progress, clock, anchors)
             quality = run.run()
-            tensors: dict[str, SmallTensor | np.ndarray | BinaryIO] = {
+            tensors: dict[str, np.ndarray | BinaryIO] = {
                 "pts": np.array(run.pts, np.int64),
                 "durations": np.array(run.durations, np.int64),
             }
             if run.tags:
                 tensors["tags"] = np.frombuffer(run.tags.to_bytes(), np.uint8)
-            latent_bytes = writer.latent_frames * int(np.prod(shape)) * TORCH_DTYPES[options.latent_dtype].itemsize
-            if anchors is not None and anchors.count:
-                tensors["anchors"] = anchors.tensor
-                latent_bytes += anchors.nbytes
+            latent_bytes = writer.latent_bytes
             with writer.scratch_file() as sound:
                 if options.audio and write_sidecar(source, sound, *run.sound_span()):
                     tensors["sidecar"] = sound
@@ -196,8 +188,8 @@ def encode_file(
 
 
 def _described_run(source: str | Path, model: Autoencoder, tiling: Tiling | None, options: EncodeOptions) -> dict | None:
-    """The run for a journal; None for what cannot go on: earlier frames cannot be checked again, and anchors are not kept."""
-    if options.check or options.anchors:
+    """The run for a journal; None for what cannot go on: frames of an earlier run cannot be checked again."""
+    if options.check:
         return None
     shaping = {field: value for field, value in vars(options).items() if field != "overwrite"}
     return describe_run(source, model, tiling, shaping, {})
@@ -288,7 +280,10 @@ class _Encoding:
     def _keep_anchor(self, start: int, moments: Tensor) -> None:
         assert self.anchors is not None
         with self.clock.stage("write"):
-            self.anchors.write(start, draw_anchor(moments, self.options.seed, start))
+            # One that is there already was kept by an earlier run, and is the same.
+            if self.anchors.number(start) == self.writer.num_anchors:
+                anchor = draw_anchor(moments, self.options.seed, start)
+                self.writer.append_anchor(anchor[0, :, 0].cpu().numpy())
 
     def _stored(self, latents: Iterable[Tensor]) -> Iterator[Tensor]:
         dtype = TORCH_DTYPES[self.options.latent_dtype]

@@ -3,7 +3,7 @@
 A latent file is a valid safetensors file. In order: the header (see `safetensors_header`), the payload
 `latents` [t, z, h, w], zeros up to a multiple of 8 (`_pad`), small tensors. Every byte is under an XXH3-64
 checksum: each chunk of the payload in the tensor `chunk_xxh3`, beside its end in `chunk_end`; each other
-tensor, and the header itself, in the header. `latent_writer` writes it.
+tensor, and the header itself, in the header. Anchors, where there are any, have one each in `anchors_xxh3` too. `latent_writer` writes it.
 
 This module knows neither models nor video: what the metadata and the small tensors mean is the codec's
 business. It does not import torch.
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 import numpy as np
-from xxhash import xxh3_64, xxh3_64_hexdigest
+from xxhash import xxh3_64, xxh3_64_hexdigest, xxh3_64_intdigest
 
 from cvvae_cli.errors import LatentFileError, UsageError
 from cvvae_cli.safetensors_header import (
@@ -51,7 +51,9 @@ class LatentReader:
         shape: (t, z, h, w).
         dtype: "float16", "float32" or "bfloat16", as stored.
         num_chunks: chunks that the payload was written in.
+        num_anchors: anchors that `read_anchor` takes, 0 where the file has none.
         payload_bytes: bytes of `latents` alone.
+        latent_bytes: of latents and anchors.
         file_bytes: bytes of the whole file.
         tensor_names: names that `tensor` and `open_tensor` take.
     """
@@ -81,6 +83,9 @@ class LatentReader:
         self.dtype = next(name for name, stored in LATENT_DTYPES.items() if stored == payload.dtype)
         self.payload_bytes = payload.stop - payload.start
         self.num_chunks: int = self._entries["chunk_end"].shape[0]
+        anchors = self._entries.get("anchors")
+        self.num_anchors: int = anchors.shape[0] if anchors else 0
+        self.latent_bytes = self.payload_bytes + (anchors.stop - anchors.start if anchors else 0)
         self.tensor_names = tuple(name for name in self._entries if name not in ("latents", "_pad"))
 
     def read(self, start: int, stop: int) -> np.ndarray:
@@ -140,6 +145,31 @@ class LatentReader:
             return None
         return to_float(np.frombuffer(kept, NUMPY_TYPES[payload.dtype]), payload.dtype).reshape(last - first, *self.shape[1:])
 
+    def read_anchor(self, index: int) -> np.ndarray | None:
+        """An anchor, checked alone where the file has checksums of each, else with all others, once.
+
+        Returns:
+            float32 [z, h, w]; None where it is damaged.
+
+        Raises:
+            LatentFileError: the checksums are damaged.
+        """
+        entry = self._small_entry("anchors")
+        size = (entry.stop - entry.start) // self.num_anchors
+        data = read_exactly(self._file, entry.start + index * size, size, self.path)
+        sums = self._anchor_sums
+        if not (self._anchors_are_sound if sums is None else xxh3_64_intdigest(data) == sums[index]):
+            return None
+        return to_float(np.frombuffer(data, NUMPY_TYPES[entry.dtype]), entry.dtype).reshape(self.shape[1:])
+
+    @functools.cached_property
+    def _anchor_sums(self) -> np.ndarray | None:
+        return self.tensor("anchors_xxh3") if "anchors_xxh3" in self._entries else None
+
+    @functools.cached_property
+    def _anchors_are_sound(self) -> bool:
+        return self._is_sound("anchors")
+
     def tensor(self, name: str) -> np.ndarray:
         """One of the small tensors, whole, its checksum verified.
 
@@ -187,7 +217,12 @@ class LatentReader:
             LatentFileError: the header is damaged now, or the file cannot be read.
         """
         check_own_header(read_header(self._file, self.file_bytes, self.path), self.path)
-        return [name for name in self._sums if not self._is_sound(name)]
+        damaged = [name for name in self._sums if not self._is_sound(name)]
+        if not {"anchors", "anchors_xxh3"} & {*damaged} and any(
+            self.read_anchor(number) is None for number in range(self.num_anchors)
+        ):
+            damaged.append("anchors_xxh3")  # sound, and of other anchors
+        return damaged
 
     def damaged_chunks(self, progress: Callable[[int], None] | None = None) -> list[int]:
         """Checks all the latents; the numbers of the chunks that do not match their checksums.
@@ -260,7 +295,16 @@ class LatentReader:
             raise LatentFileError(f"{self.path} has a damaged header: latents of {found}, not [t, z, h, w] of a floating type.")
         if (ends.dtype, sums.dtype) != ("I64", "U64") or len(ends.shape) != 1 or ends.shape != sums.shape or ends.shape[0] == 0:
             raise LatentFileError(f"{self.path} has a damaged header: its table of chunks is malformed.")
+        self._check_anchors(entries.get("anchors"), entries.get("anchors_xxh3"))
         return small
+
+    def _check_anchors(self, anchors: Entry | None, sums: Entry | None) -> None:
+        latents = self._entries["latents"]
+        if anchors is not None and (anchors.dtype, anchors.shape[1:]) != (latents.dtype, latents.shape[1:]):
+            found = f"anchors of {anchors.dtype} {list(anchors.shape)}, not like its latents"
+            raise LatentFileError(f"{self.path} has a damaged header: {found}.")
+        if sums is not None and (anchors is None or (sums.dtype, sums.shape) != ("U64", anchors.shape[:1])):
+            raise LatentFileError(f"{self.path} has a damaged header: the checksums of its anchors are not one for each.")
 
 
 class _Part(io.RawIOBase):

@@ -21,7 +21,7 @@ from cvvae_cli.config import ModelConfig, Tiling, tiling_from_dict
 from cvvae_cli.container_tags import ContainerTags
 from cvvae_cli.errors import LatentFileError, UsageError
 from cvvae_cli.geometry import SPATIAL_COMPRESSION_RATIO as CELL
-from cvvae_cli.geometry import cell_count, chunk_stride, frame_count, latent_frame_count
+from cvvae_cli.geometry import cell_count, frame_count, latent_frame_count
 from cvvae_cli.latent_file import LatentReader, is_latent_file
 from cvvae_cli.mended_latents import MendedLatents
 from cvvae_cli.plain_latents import read_plain_latents, to_tzhw
@@ -229,18 +229,28 @@ class LatentVideo:
         return self.has_anchors and own is not None and (own.chunk, own.chunk_overlap) == (tiling.chunk, tiling.chunk_overlap)
 
     def anchors(self) -> Anchors:
-        """The anchors of a file that has them, of use until this is closed; all of them are read once, to check them.
+        """The anchors of a file that has them, of use until this is closed; after `keep_going`, damaged ones are left out.
+
+        Reading one raises `LatentFileError` where it is damaged.
 
         Raises:
-            LatentFileError: they are damaged, or not those of the file's chunks.
+            LatentFileError: they are not those of the file's chunks.
         """
         assert self._reader is not None and self.tiling is not None
-        _, *shape = self._reader.shape
-        stride = chunk_stride(self.tiling.chunk, self.tiling.chunk_overlap)
-        anchors = Anchors(self._reader.open_tensor("anchors"), (*shape,), self._reader.dtype, stride)
-        if anchors.count != chunk_count(self.latent_frames, self.tiling) - 1:
-            raise LatentFileError(f"{self.path} holds {anchors.count} anchors, not one for each chunk; encode the video again.")
-        return anchors
+        found = self._reader.num_anchors
+        if found != chunk_count(self.latent_frames, self.tiling) - 1:
+            raise LatentFileError(f"{self.path} holds {found} anchors, not one for each chunk; encode the video again.")
+        return Anchors(self.tiling, self._read_anchor)
+
+    def _read_anchor(self, number: int) -> np.ndarray | None:
+        assert self._reader is not None
+        anchor = self._reader.read_anchor(number)
+        if anchor is None and self._mended is None:
+            raise LatentFileError(
+                f"{self.path} is damaged: anchor {number} does not match its checksum; encode the video again, "
+                "or decode with --keep-going."
+            )
+        return anchor
 
     def close(self) -> None:
         """Close the file."""

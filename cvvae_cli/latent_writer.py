@@ -15,29 +15,29 @@ from types import TracebackType
 from typing import BinaryIO
 
 import numpy as np
-from xxhash import xxh3_64, xxh3_64_intdigest
+from xxhash import xxh3_64
 
-from cvvae_cli.errors import LatentFileError, OutputError, UsageError
+from cvvae_cli.errors import OutputError, UsageError
 from cvvae_cli.latent_file import BLOCK, LATENT_DTYPES
+from cvvae_cli.piece_file import PieceFile
 from cvvae_cli.run_journal import RunJournal, keeps
-from cvvae_cli.safetensors_header import ALIGNMENT, NUMPY_TYPES, OWN_METADATA, describe, make_header, to_stored
+from cvvae_cli.safetensors_header import ALIGNMENT, NUMPY_TYPES, OWN_METADATA, describe, make_header, to_float
 from cvvae_cli.small_tensor import STORED_NAMES, SmallTensor
+from cvvae_cli.stored_latents import stored_latents
 from cvvae_cli.whole_file import put_in_place
 
 HEADER_RESERVE = 16 * 1024
 """Bytes kept free at the front for the header and its length; the payload then starts at a page."""
 
-_EXPONENT_BITS = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000}
-"""All set in infinities and NaN, and in nothing else."""
-_OWN_TENSORS = {"latents", "chunk_end", "chunk_xxh3", "_pad", "__metadata__"}
+_OWN_TENSORS = {"latents", "chunk_end", "chunk_xxh3", "anchors", "anchors_xxh3", "_pad", "__metadata__"}
 
 
 class LatentWriter:
     """Writes a latent file chunk by chunk, under a hidden name beside the target until it is complete.
 
     As a context manager it removes the unfinished file unless `close` was reached; with a journal, what came from outside
-    (`may_go_on`) keeps it for a later run. Memory: one chunk in the file's dtype, 16 bytes per chunk, and blocks of 1 MiB of
-    what is stored from a file.
+    (`may_go_on`) keeps it for a later run. Anchors are kept in a hidden file of their own, `.NAME.anchors`, until `close`.
+    Memory: one chunk in the file's dtype, 16 bytes per chunk and anchor, and blocks of 1 MiB of what is stored from a file.
 
     Attributes:
         journal: of the run that was described, else None.
@@ -62,7 +62,8 @@ class LatentWriter:
             dtype: what the latents are stored as: "float16", "float32" or "bfloat16".
             overwrite: whether an existing file may be replaced (at `close`, and not before).
             run: all that shapes the file, JSON-ready: an unfinished run of the same description is continued behind its last
-                sound chunk (see `latent_frames`). None keeps nothing of an unfinished run.
+                chunk that is sound, as everything written before it is (see `latent_frames` and `num_anchors`). None keeps
+                nothing of an unfinished run.
 
         Raises:
             UsageError: unknown dtype.
@@ -72,53 +73,40 @@ class LatentWriter:
             raise UsageError(f"Latent dtype {dtype!r} is unknown; pass --latent-dtype {', '.join(LATENT_DTYPES)}.")
         self._shown = os.fspath(path)
         self._target = Path(os.path.realpath(path))
-        self._part = self._target.with_name(f".{self._target.name}.part")
         self._overwrite = overwrite
         self._dtype = LATENT_DTYPES[dtype]
         self._frame_shape = (channels, height, width)
-        self._ends: list[int] = []
-        self._sums: list[int] = []
-        self._file: BinaryIO | None = None
+        self._chunks = PieceFile(self._target.with_name(f".{self._target.name}.part"), "chunk", HEADER_RESERVE)
+        self._anchors = PieceFile(self._target.with_name(f".{self._target.name}.anchors"), "anchor")
         self.journal: RunJournal | None = None
         try:
             with self._told_on_failure():
                 self._check_target()
                 if run is not None:
                     self.journal = RunJournal(self._target, run)
-                if self.journal is not None and self.journal.entries and self._part.exists():
-                    self._file = open(self._part, "rb+")
+                if self.journal is not None and self.journal.entries and self._chunks.path.exists():
                     self._restore(self.journal)
                 else:
                     self._begin()
         except BaseException:
-            self.abort(keep=bool(self._ends))
+            self.abort(keep=bool(self._chunks.ends))
             raise
 
     def _begin(self) -> None:
         if self.journal is not None:
             self.journal.claim()
-        # A file of this name is left from a crash. Unlinking it, rather than truncating, keeps two writers
-        # of one target apart: each has a file of its own, and the first finds its name taken at `close`.
-        self._part.unlink(missing_ok=True)
-        self._file = open(self._part, "xb+")
-        self._file.write(b"\0" * HEADER_RESERVE)
+            self.journal.agree({"chunk": self._chunks.take_over, "anchor": self._anchors.take_over})  # nothing is there
+        self._anchors.path.unlink(missing_ok=True)
+        self._chunks.begin()
 
     def _restore(self, journal: RunJournal) -> None:
-        """Take over the chunks that the journal names, up to the first that is not on the disk as it was."""
-        assert self._file is not None
-        self._file.seek(HEADER_RESERVE)
-        for index, (kind, *values) in enumerate(journal.entries):
-            if kind != "chunk":
-                continue
-            end, digest = values
-            chunk = self._file.read((end - self.latent_frames) * self._frame_bytes)
-            if xxh3_64_intdigest(chunk) != digest:
-                journal.cut(index)
-                break
-            self._ends.append(end)
-            self._sums.append(digest)
-        self._file.seek(HEADER_RESERVE + self.latent_frames * self._frame_bytes)
-        self._file.truncate()
+        """Take over the chunks and anchors that the journal names, up to the first that is not on the disk as it was."""
+        self._chunks.reopen()
+        if self._anchors.path.exists():
+            self._anchors.reopen()
+        journal.agree({"chunk": self._chunks.take_over, "anchor": self._anchors.take_over})
+        self._chunks.drop_rest()
+        self._anchors.drop_rest()
 
     @property
     def _frame_bytes(self) -> int:
@@ -127,7 +115,17 @@ class LatentWriter:
     @property
     def latent_frames(self) -> int:
         """Latent frames appended so far."""
-        return self._ends[-1] if self._ends else 0
+        return self._chunks.nbytes // self._frame_bytes
+
+    @property
+    def num_anchors(self) -> int:
+        """Anchors appended so far."""
+        return len(self._anchors.ends)
+
+    @property
+    def latent_bytes(self) -> int:
+        """Bytes of latents and anchors."""
+        return self._chunks.nbytes + self._anchors.nbytes
 
     def append(self, latents: np.ndarray) -> None:
         """Appends one chunk.
@@ -144,17 +142,51 @@ class LatentWriter:
         if latents.ndim != 4 or latents.shape[1:] != self._frame_shape or len(latents) == 0:
             wanted = ", ".join(map(str, self._frame_shape))
             raise UsageError(f"Latents {list(latents.shape)} do not fit this file; append [t, {wanted}] with t >= 1.")
-        stored = to_stored(latents, self._dtype)
-        self._check_finite(latents, stored)
-        self._write(stored)
-        end, digest = self.latent_frames + len(stored), xxh3_64_intdigest(stored)
-        if self.journal is not None:
-            assert self._file is not None
-            with self._told_on_failure():
-                self._file.flush()
-                self.journal.add(["chunk", end, digest])
-        self._ends.append(end)
-        self._sums.append(digest)
+        stored = stored_latents(latents, self._dtype, "Latent frame", self.latent_frames)
+        with self._told_on_failure():
+            self._chunks.append(stored, self.journal)
+
+    def append_anchor(self, anchor: np.ndarray) -> None:
+        """Appends the anchor of the next chunk that has one, before the chunk itself.
+
+        Args:
+            anchor: float32 [z, h, w], unscaled.
+
+        Raises:
+            LatentFileError: a value is not finite, or not in the file's dtype; nothing is written then.
+            OutputError: no space, or another failure of the disk.
+        """
+        stored = stored_latents(anchor[None], self._dtype, "Anchor", self.num_anchors)
+        with self._told_on_failure():
+            self._anchors.append(stored, self.journal)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Latent frames that were appended, as a reader of the file will get them.
+
+        Args:
+            start, stop: 0 <= start < stop <= `latent_frames`.
+
+        Returns:
+            float32 [stop - start, z, h, w].
+
+        Raises:
+            OutputError: the disk fails.
+        """
+        return self._read(self._chunks, start, stop)
+
+    def read_anchor(self, index: int) -> np.ndarray:
+        """An anchor that was appended, as a reader of the file will get it: float32 [z, h, w].
+
+        Raises:
+            OutputError: the disk fails.
+        """
+        return self._read(self._anchors, index, index + 1)[0]
+
+    def _read(self, pieces: PieceFile, start: int, stop: int) -> np.ndarray:
+        with self._told_on_failure():
+            data = pieces.read(start * self._frame_bytes, stop * self._frame_bytes)
+        stored = np.frombuffer(data, NUMPY_TYPES[self._dtype])
+        return to_float(stored, self._dtype).reshape(stop - start, *self._frame_shape)
 
     @contextlib.contextmanager
     def scratch_file(self) -> Iterator[BinaryIO]:
@@ -168,14 +200,13 @@ class LatentWriter:
         with self._told_on_failure(), tempfile.TemporaryFile(dir=self._target.parent) as file:
             yield file
 
-    def close(self, metadata: dict[str, str], tensors: Mapping[str, SmallTensor | np.ndarray | BinaryIO]) -> None:
+    def close(self, metadata: dict[str, str], tensors: Mapping[str, np.ndarray | BinaryIO]) -> None:
         """Writes the small tensors and the header, and gives the file its name.
 
         Args:
             metadata: strings for the header; lone surrogates become "?".
             tensors: small tensors by name, e.g. int64 `pts` [F]; any numpy dtype that safetensors has. A file, open
-                for reading and seeking, stands for the uint8 tensor of all its bytes and may be large; a `SmallTensor` says
-                of what type and shape the bytes are.
+                for reading and seeking, stands for the uint8 tensor of all its bytes and may be large.
 
         Raises:
             UsageError: no chunk was appended, or a name or dtype that this file cannot hold.
@@ -183,9 +214,8 @@ class LatentWriter:
         """
         self._check_content(metadata, tensors)
         payload = self.latent_frames * self._frame_bytes
-        table = {"chunk_end": np.array(self._ends, np.int64), "chunk_xxh3": np.array(self._sums, np.uint64)}
         pad = {"_pad": np.zeros(-payload % ALIGNMENT, np.uint8)} if payload % ALIGNMENT else {}
-        small = {name: SmallTensor.of(source) for name, source in {**table, **tensors, **pad}.items()}
+        small = self._own_tensors() | {name: SmallTensor.of(source) for name, source in {**tensors, **pad}.items()}
         # The padding first, then wide types before narrow ones: every tensor is aligned to its type.
         ordered = sorted(small.items(), key=lambda item: (item[0] != "_pad", -item[1].itemsize))
         entries = {"latents": describe(self._dtype, (self.latent_frames, *self._frame_shape), 0, payload)}
@@ -200,19 +230,26 @@ class LatentWriter:
         with self._told_on_failure():
             self._finish(header, end)
 
+    def _own_tensors(self) -> dict[str, SmallTensor]:
+        """The table of chunks; anchors, where there are any, and theirs."""
+        chunks, anchors = self._chunks, self._anchors
+        own = {
+            "chunk_end": SmallTensor.of(np.array(chunks.ends, np.int64) // self._frame_bytes),
+            "chunk_xxh3": SmallTensor.of(np.array(chunks.sums, np.uint64)),
+        }
+        if anchors.file is not None and anchors.ends:
+            own["anchors"] = SmallTensor(self._dtype, (len(anchors.ends), *self._frame_shape), anchors.file)
+            own["anchors_xxh3"] = SmallTensor.of(np.array(anchors.sums, np.uint64))
+        return own
+
     def abort(self, keep: bool = False) -> None:
-        """Closes the hidden file, and removes it; does nothing after `close`.
+        """Closes the hidden files, and removes them; does nothing after `close`.
 
         Args:
-            keep: leave file and journal for a later run.
+            keep: leave files and journal for a later run.
         """
-        if self._file is not None:
-            with contextlib.suppress(OSError):
-                if not keep and self._owns_part():
-                    self._part.unlink()
-            with contextlib.suppress(OSError):
-                self._file.close()
-            self._file = None
+        self._chunks.close(keep)
+        self._anchors.close(keep)
         if self.journal is not None:
             self.journal.close(keep)
 
@@ -220,7 +257,8 @@ class LatentWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.abort(self._file is not None and error is not None and keeps(self.journal, len(self._ends), error))
+        unfinished = self._chunks.file is not None
+        self.abort(unfinished and error is not None and keeps(self.journal, len(self._chunks.ends), error))
 
     @contextlib.contextmanager
     def _told_on_failure(self) -> Iterator[None]:
@@ -239,25 +277,24 @@ class LatentWriter:
             raise
 
     def _finish(self, header: bytes, data_bytes: int) -> None:
-        assert self._file is not None
+        file = self._chunks.file
+        assert file is not None
         shift = len(header) - HEADER_RESERVE
         # A header beyond the reserve: the data moves up, last block first, so that nothing is overwritten unread.
         for start in reversed(range(0, data_bytes if shift else 0, BLOCK)):
-            self._file.seek(HEADER_RESERVE + start)
-            block = self._file.read(min(BLOCK, data_bytes - start))
-            self._file.seek(HEADER_RESERVE + start + shift)
-            self._file.write(block)
-        self._file.seek(0)
-        self._file.write(header)
-        self._file.flush()
+            file.seek(HEADER_RESERVE + start)
+            block = file.read(min(BLOCK, data_bytes - start))
+            file.seek(HEADER_RESERVE + start + shift)
+            file.write(block)
+        file.seek(0)
+        file.write(header)
+        file.flush()
         self._check_target()
-        if not self._owns_part():
+        if not self._chunks.is_own():
             raise OutputError(f"{self._shown} is being written by another process too; give each its own output.")
-        put_in_place(self._part, self._target)
-        self._file.close()
-        self._file = None
-        if self.journal is not None:
-            self.journal.close(keep=False)
+        put_in_place(self._chunks.path, self._target)
+        self._chunks.close(keep=True)  # under its own name now
+        self.abort()
 
     def _copy(self, tensor: SmallTensor) -> str:
         """Writes a small tensor and returns its checksum."""
@@ -268,16 +305,9 @@ class LatentWriter:
         return digest.hexdigest()
 
     def _write(self, data: np.ndarray | bytes) -> None:
-        assert self._file is not None, "the writer is closed"
+        assert self._chunks.file is not None, "the writer is closed"
         with self._told_on_failure():
-            self._file.write(data)
-
-    def _owns_part(self) -> bool:
-        assert self._file is not None
-        try:
-            return os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._part))
-        except FileNotFoundError:
-            return False
+            self._chunks.file.write(data)
 
     def _check_target(self) -> None:
         if not self._target.parent.is_dir():
@@ -290,24 +320,7 @@ class LatentWriter:
             if not self._overwrite:
                 raise OutputError(f"{self._shown} exists already; pass -y (overwrite=True in Python) to replace it.")
 
-    def _check_finite(self, latents: np.ndarray, stored: np.ndarray) -> None:
-        mask = _EXPONENT_BITS[self._dtype]
-        bad = (stored.view(f"u{stored.itemsize}") & mask) == mask
-        if not bad.any():
-            return
-        first = tuple(np.argwhere(bad)[0])
-        frame, value = self.latent_frames + int(first[0]), float(latents[first])
-        if math.isfinite(value):
-            wider = "float32" if self._dtype == "BF16" else "float32 (or bfloat16)"
-            raise LatentFileError(
-                f"Latent frame {frame} holds {value:.6g}, too large for the file's {self._dtype}; pass --latent-dtype {wider}."
-            )
-        raise LatentFileError(
-            f"Latent frame {frame} holds {value}, which is not finite, so the network itself overflowed; "
-            "encode again with --dtype float32 --latent-dtype float32."
-        )
-
-    def _check_content(self, metadata: dict[str, str], tensors: Mapping[str, SmallTensor | np.ndarray | BinaryIO]) -> None:
+    def _check_content(self, metadata: dict[str, str], tensors: Mapping[str, np.ndarray | BinaryIO]) -> None:
         taken = sorted((OWN_METADATA & set(metadata)) | (_OWN_TENSORS & set(tensors)))
         if taken:
             raise UsageError(f"The name {taken[0]!r} belongs to the latent file itself; choose another one.")
@@ -315,7 +328,7 @@ class LatentWriter:
             if isinstance(tensor, np.ndarray) and tensor.dtype.newbyteorder("<") not in STORED_NAMES:
                 known = ", ".join(map(str, STORED_NAMES))
                 raise UsageError(f"Tensor {name!r} is {tensor.dtype}, which the file cannot hold; pass {known}.")
-        if not self._ends:
+        if not self._chunks.ends:
             raise UsageError("No latent frame was appended, so there is nothing to write; append at least one.")
 
 

@@ -50,14 +50,15 @@ class PacketFile:
 
     def _restore(self, journal: RunJournal) -> None:
         begin = 0
-        for index, (kind, *values) in enumerate(journal.entries):
-            if kind != "segment":
-                continue
-            frames, end, digest = values
+
+        def take_over(frames: int, end: int, digest: int) -> bool:
+            nonlocal begin
             if self._digest_of(begin, end) != digest:
-                journal.cut(index)
-                break
+                return False
             self.frames, begin = frames, end
+            return True
+
+        journal.agree({"segment": take_over})
         self._file.truncate(begin)
         self._times.extend(pts for pts, _, _, _ in self._records())
         self._file.seek(begin)

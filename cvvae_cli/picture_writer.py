@@ -91,22 +91,21 @@ class PictureWriter:
             raise OutputError(f"The folder {self.path.parent} does not exist; make it first.")
         if run is not None:
             self.journal = RunJournal(self.path, run)
-        for index, (kind, *values) in enumerate(self.journal.entries if self.journal else ()):
-            if kind != "picture":
-                continue
-            number, digest = values
-            try:
-                data = picture_path(self.path, number).read_bytes()
-            except FileNotFoundError:
-                data = b""
-            if xxh3_64_intdigest(data) != digest:
-                assert self.journal is not None
-                self.journal.cut(index)
-                break
-            self.frames = number
+            self.journal.agree({"picture": self._is_there})
         others = self._others()
         if others and not self._overwrite:
             raise exists_already(picture_path(self.path, others[0]))
+
+    def _is_there(self, number: int, digest: int) -> bool:
+        """Whether a picture is as an earlier run made it; it counts as written then."""
+        try:
+            data = picture_path(self.path, number).read_bytes()
+        except FileNotFoundError:
+            return False
+        if xxh3_64_intdigest(data) != digest:
+            return False
+        self.frames = number
+        return True
 
     def _others(self) -> list[int]:
         """Numbers of the pictures of this name that are not this run's."""

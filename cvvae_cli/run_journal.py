@@ -9,6 +9,7 @@ import fcntl
 import io
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from xxhash import xxh3_64_hexdigest, xxh3_128_hexdigest
@@ -81,14 +82,20 @@ class RunJournal:
         text = json.dumps(entry)
         self._file.write(f"{text} {xxh3_64_hexdigest(text.encode())}\n".encode())
 
-    def cut(self, count: int) -> None:
-        """Forget all but the first `count` of `entries`: what they speak of is not there.
+    def agree(self, checks: dict[str, Callable[..., bool]]) -> None:
+        """Go through `entries` in order, and forget them from the first on whose part is not on the disk as it says.
+
+        Args:
+            checks: by kind, called with what belongs to an entry: whether the part is there. Other kinds need no check.
 
         Raises:
             OSError: the disk does not take it.
         """
-        self._file.truncate(self._ends[count])
-        del self.entries[count:], self._ends[count + 1 :]
+        for index, (kind, *values) in enumerate(self.entries):
+            if kind in checks and not checks[kind](*values):
+                self._file.truncate(self._ends[index])
+                del self.entries[index:], self._ends[index + 1 :]
+                return
 
     def close(self, keep: bool) -> None:
         """Let go of the output.

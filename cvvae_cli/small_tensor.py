@@ -30,9 +30,7 @@ class SmallTensor:
     source: np.ndarray | BinaryIO
 
     @classmethod
-    def of(cls, source: "SmallTensor | np.ndarray | BinaryIO") -> "SmallTensor":
-        if isinstance(source, SmallTensor):
-            return source
+    def of(cls, source: np.ndarray | BinaryIO) -> "SmallTensor":
         if not isinstance(source, np.ndarray):
             return cls("U8", (source.seek(0, os.SEEK_END),), source)
         values = np.asarray(source, source.dtype.newbyteorder("<"), order="C")

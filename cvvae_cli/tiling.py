@@ -102,7 +102,7 @@ def cut_windows(pieces: Iterable[Tensor], tiling: Tiling, direction: Direction, 
     step = chunk_stride(tiling.chunk, tiling.chunk_overlap) * direction.read_frame
     length = (latent_frame_count(tiling.chunk) - 1) * direction.read_frame + 1
     held: list[Tensor] = []
-    shared = 0  # how many of the held ones the chunk before has shown
+    shared = length - step if first else 0  # how many of the held ones the chunk before has shown
     for piece in pieces:
         held.extend(piece.split(1, dim=2))
         while len(held) >= length:

@@ -16,7 +16,7 @@ LAYERS = [
     ["config", "torch_files", "provenance", "convolution", "matmul_rate", "host_memory", "ahead", "stage_clock", "whole_file", "run_journal", "cpu_info"],
     ["peak_memory", "reading", "machine", "picture_sequence", "container_tags", "standard_input", "standard_output"],
     ["posterior", "layers", "compact", "tiling", "parked_rows", "metrics", "colour", "media", "output_errors", "model_names", "official_names", "safetensors_header", "bench_report", "window_timing"],
-    ["upsampling", "video_encoder", "packet_file", "packet_times", "video_info", "latent_file", "plain_latents", "agreement", "fidelity"],
+    ["upsampling", "video_encoder", "packet_file", "piece_file", "stored_latents", "packet_times", "video_info", "latent_file", "plain_latents", "agreement", "fidelity"],
     ["window_convolution", "sidecar", "video_decoder", "small_tensor", "mended_latents", "fidelity_picture"],
     ["latent_writer", "anchors", "video_container", "reading_notes"],
     ["video_writer", "picture_writer", "stream_writer"],

@@ -82,13 +82,24 @@ def test_every_damaged_byte_is_noticed(tmp_path: Path) -> None:
 
 
 def test_what_is_not_there_can_be_forgotten(tmp_path: Path) -> None:
-    journal_of(tmp_path / "a", ["chunk", 5, 1], ["chunk", 9, 2], ["chunk", 13, 3])
+    journal_of(tmp_path / "a", ["chunk", 5, 1], ["tiling", {}], ["chunk", 9, 2], ["chunk", 13, 3])
     journal = RunJournal(tmp_path / "a", RUN)
-    journal.cut(1)
-    assert journal.entries == [["chunk", 5, 1]]
+    asked = []
+
+    def is_there(end: int, digest: int) -> bool:
+        asked.append(end)
+        return end == 5
+
+    journal.agree({"chunk": is_there, "anchor": is_there})
+    assert journal.entries == [["chunk", 5, 1], ["tiling", {}]] and asked == [5, 9]
     journal.add(["chunk", 7, 4])
     journal.close(keep=True)
-    assert RunJournal(tmp_path / "a", RUN).entries == [["chunk", 5, 1], ["chunk", 7, 4]]
+    journal = RunJournal(tmp_path / "a", RUN)
+    assert journal.entries == [["chunk", 5, 1], ["tiling", {}], ["chunk", 7, 4]]
+    journal.agree({"chunk": lambda end, digest: True})
+    assert len(journal.entries) == 3
+    journal.agree({"chunk": lambda end, digest: False})
+    assert journal.entries == []
 
 
 def test_one_process_writes_an_output(tmp_path: Path) -> None:

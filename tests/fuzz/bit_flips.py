@@ -18,8 +18,10 @@ from files import header_of, sound_latents
 from tiny_model import TINY
 
 from cvvae_cli.errors import LatentFileError
+from cvvae_cli.geometry import chunk_stride
 from cvvae_cli.latent_file import LatentReader, is_latent_file
 from cvvae_cli.latent_video import LatentVideo
+from cvvae_cli.tiling import chunk_count
 
 UNREAD = ("_pad", "later")
 """Tensors that decoding does not read."""
@@ -43,8 +45,10 @@ def found_by_decode(path: Path) -> bool:
             for start in range(video.latent_frames):
                 video.read(start, start + 1)
             video.tags()
-            if video.has_anchors:
-                video.anchors()
+            assert video.has_anchors and video.tiling is not None
+            stride = chunk_stride(video.tiling.chunk, video.tiling.chunk_overlap)
+            for number in range(1, chunk_count(video.latent_frames, video.tiling)):
+                video.anchors().read(number * stride)
             sound = video.sidecar()
             assert sound is not None
             sound.read()

@@ -47,11 +47,9 @@ def sound_latents(dtype: str = "float16") -> bytes:
     model = {"name": "tiny.safetensors", "sha256": "0" * 64, "revision": None, "config": config_to_dict(TINY)}
     texts = {"model": model, "video": video, "encoding": encoding, "later": [1]}
     rng = np.random.default_rng(3)
-    tiling, itemsize = Tiling(**encoding["tiling"]), 4 if dtype == "float32" else 2
-    anchors = (chunk_count(3, tiling) - 1) * 4 * 2 * 2 * itemsize
     tags = ContainerTags((("title", "A clip"),), (Chapter(Fraction(0), Fraction(1, 3), (("title", "One"),)),))
     tensors = {
-        "tags": np.frombuffer(tags.to_bytes(), np.uint8), "anchors": np.zeros(anchors, np.uint8),
+        "tags": np.frombuffer(tags.to_bytes(), np.uint8),
         "pts": np.cumsum(rng.integers(300, 900, FRAMES)), "durations": np.full(FRAMES, 512),
         "sidecar": rng.integers(0, 256, 11, dtype=np.uint8), "later": np.arange(3, dtype=np.uint16),
     }  # fmt: skip
@@ -60,6 +58,8 @@ def sound_latents(dtype: str = "float16") -> bytes:
         with LatentWriter(Path(folder) / "a", 4, 2, 2, dtype) as writer:
             for frames in (1, 2):
                 writer.append(rng.normal(size=(frames, 4, 2, 2)).astype(np.float32))
+            for _ in range(1, chunk_count(3, Tiling(**encoding["tiling"]))):
+                writer.append_anchor(rng.normal(size=(4, 2, 2)).astype(np.float32))
             writer.close({key: json.dumps(value) for key, value in texts.items()}, tensors)
         return (Path(folder) / "a").read_bytes()
 
@@ -108,7 +108,7 @@ def forged_latents(draw: st.DrawFn) -> bytes:
     data = sound_latents()
     kind = draw(st.integers(0, 3))
     if kind == 0:  # a small tensor
-        name = draw(st.sampled_from(["pts", "durations", "chunk_end", "chunk_xxh3", "sidecar", "tags", "anchors"]))
+        name = draw(st.sampled_from(["pts", "durations", "chunk_end", "chunk_xxh3", "sidecar", "tags", "anchors", "anchors_xxh3"]))
         entry, base = header_of(data)[name], 8 + int.from_bytes(data[:8], "little")
         start, stop = (base + offset for offset in entry["data_offsets"])
         content = draw(st.binary(min_size=stop - start, max_size=stop - start))

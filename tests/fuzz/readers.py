@@ -26,6 +26,7 @@ from cvvae_cli.latent_video import LatentVideo, recorded_model
 from cvvae_cli.mended_latents import MendedLatents
 from cvvae_cli.packet_times import parse_times
 from cvvae_cli.plain_latents import read_plain_latents
+from cvvae_cli.tiling import chunk_count
 from cvvae_cli.training.recipe import load_recipe
 
 MOST_BYTES = 8 * 2**20
@@ -66,7 +67,7 @@ def read_latents(path: Path) -> None:
         video.tags()
         if video.has_anchors and video.tiling is not None:
             anchors = video.anchors()
-            for index in range(1, anchors.count + 1):
+            for index in range(1, chunk_count(video.latent_frames, video.tiling)):
                 anchors.read(index * chunk_stride(video.tiling.chunk, video.tiling.chunk_overlap))
         sidecar = video.sidecar()
         assert sidecar is None or sidecar.read() is not None
