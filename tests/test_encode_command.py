@@ -40,6 +40,8 @@ def test_anchors_are_kept_and_used(answer, tmp_path):
     plain = answer("encode", "clip.mp4", tmp_path / "plain", *cut)
     encoded = answer("encode", "clip.mp4", tmp_path / "x", *cut, "--anchors", "--check")
     assert plain["latent_bytes"] == 6 * 4 * 6 * 8 * 2 and encoded["latent_bytes"] == (6 + 3) * 4 * 6 * 8 * 2
+    told = answer("info", tmp_path / "x")
+    assert all(told[key] == encoded[key] for key in ("latent_bytes", "bits_per_pixel"))
     assert answer("check", "clip.mp4", tmp_path / "x") == encoded["quality"] != answer("check", "clip.mp4", tmp_path / "plain")
     assert answer("decode", tmp_path / "x", tmp_path / "x.mp4", "--no-audio")["notes"] == []
     assert len(answer("decode", tmp_path / "x", tmp_path / "y.mp4", "--no-audio", "--chunk", 13)["notes"]) == 1

@@ -48,8 +48,8 @@ def _of_latents(path: Path) -> tuple[dict, list[tuple[str, str]]]:
             pixels = video["width"] * video["height"] * video["num_frames"]
             values = {
                 "kind": "latent", "shape": list(reader.shape), "dtype": reader.dtype, "chunks": reader.num_chunks,
-                "file_bytes": reader.file_bytes, "latent_bytes": reader.payload_bytes,
-                "bits_per_pixel": 8 * reader.payload_bytes / pixels, "sound": "sidecar" in reader.tensor_names, **described,
+                "file_bytes": reader.file_bytes, "latent_bytes": reader.latent_bytes,
+                "bits_per_pixel": 8 * reader.latent_bytes / pixels, "sound": "sidecar" in reader.tensor_names, **described,
             }  # fmt: skip
             return values, _rows_of_latents(values)
         except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
