@@ -325,7 +325,9 @@ def _tags(latents: LatentVideo, options: DecodeOptions, damage: list[str]) -> Co
         return ContainerTags()
 
 
-def _anchors_left_out(latents: LatentVideo, tiling: Tiling, options: DecodeOptions, span: tuple[int, int], damage: list[str]) -> list[str]:
+def _anchors_left_out(
+    latents: LatentVideo, tiling: Tiling, options: DecodeOptions, span: tuple[int, int], damage: list[str]
+) -> list[str]:
     """A word where anchors cannot be used: in `damage` where they are damaged and the run keeps going."""
     if latents.has_anchors and not latents.anchors_fit(tiling):
         return ["The anchors are left out, because they belong to other chunks; cut the chunks that the file records."]

@@ -6,7 +6,6 @@ and read by `latent_video`; the bytes are `latent_writer`'s, the computing is `c
 
 import json
 import sys
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -24,8 +23,6 @@ from cvvae_cli.autoencoder import Autoencoder
 from cvvae_cli.codec import (
     Plan,
     Progress,
-    cropped_frames,
-    decode_frames,
     draw_anchor,
     draw_latents,
     encode_frames,
@@ -41,10 +38,11 @@ from cvvae_cli.geometry import cell_count, frame_count
 from cvvae_cli.latent_writer import LatentWriter
 from cvvae_cli.media import keep_inputs, open_input, timeline_start
 from cvvae_cli.memory_model import fitting_tiling
-from cvvae_cli.metrics import Comparison, Quality
+from cvvae_cli.metrics import Quality
 from cvvae_cli.model_names import shown_name
 from cvvae_cli.reading import PLAIN, Reading
 from cvvae_cli.run_identity import describe_run, settled_tiling
+from cvvae_cli.running_check import RunningCheck
 from cvvae_cli.stage_clock import StageClock
 from cvvae_cli.video_io import VideoReader, write_sidecar
 
@@ -142,7 +140,6 @@ def encode_file(
         progress: called after every chunk.
         clock: counts the stages; None for one that does not wait for the device.
         resumed: called with the number of frames that an earlier run of the same arguments had left when it was stopped.
-            A run with a check begins anew.
 
     Raises:
         VideoError, LatentFileError, UsageError: nothing is left behind.
@@ -158,7 +155,8 @@ def encode_file(
     with VideoReader(source, *span, options.size, options.reading, deep=True) as reader:
         height, width = reader.height, reader.width
         shape = (model.latent_channels, cell_count(height), cell_count(width))
-        described = _described_run(source, model, tiling, options)
+        shaping = {field: value for field, value in vars(options).items() if field != "overwrite"}
+        described = describe_run(source, model, tiling, shaping, {})
         with LatentWriter(output, *shape, options.latent_dtype, options.overwrite, described) as writer, torch.inference_mode():
             plan = Plan(settled_tiling(writer.journal, lambda: tiling or fitting_tiling(model, height, width, reader.deep)))
             expected = _expected_frames(reader, options)
@@ -187,14 +185,6 @@ def encode_file(
         return EncodeReport(*size, latent_bytes, bits, seconds, plan.tiling, stages, quality, notes, resumed_at)
 
 
-def _described_run(source: str | Path, model: Autoencoder, tiling: Tiling | None, options: EncodeOptions) -> dict | None:
-    """The run for a journal; None for what cannot go on: frames of an earlier run cannot be checked again."""
-    if options.check:
-        return None
-    shaping = {field: value for field, value in vars(options).items() if field != "overwrite"}
-    return describe_run(source, model, tiling, shaping, {})
-
-
 class _Encoding:
     """One run of `encode_file`: pulls latents, which pull frames; with a check, decoded frames pull both."""
 
@@ -215,7 +205,7 @@ class _Encoding:
             self._timeline_start, self.tags = timeline_start(container), read_tags(container)
         self.pts: list[int] = []
         self.durations: list[int] = []
-        self._unchecked: deque[np.ndarray] = deque()
+        self.check = RunningCheck(model, plan, writer, anchors, clock) if options.check else None
         # Latent frames of an earlier run, and where the chunk begins that gives the next one.
         self._done = writer.latent_frames
         self._begin = first_chunk_with(frame_count(self._done), plan.tiling) if self._done else 0
@@ -228,21 +218,13 @@ class _Encoding:
             moments = encode_frames(self.model, waited, self.plan, self._begin, self.clock, keep_anchor)
             unseen = _without_first(moments, self._done - (self._begin + 1 if self._begin else 0))
             latents = self._stored(draw_latents(unseen, self.options.seed, self._done))
-            if self.options.check:
-                return self._checked(latents)
+            if self.check:
+                return self._accepted(self.check.run(latents, self.reader.height, self.reader.width, self.reader.deep))
             for _ in latents:
                 pass
             return None
 
-    def _checked(self, latents: Iterable[Tensor]) -> Quality:
-        comparison = Comparison()
-        read_anchor = self.anchors.read if self.anchors else None
-        deep = self.reader.deep
-        decoded = decode_frames(self.model, latents, self.plan, clock=self.clock, read_anchor=read_anchor, deep=deep)
-        for frame in cropped_frames(decoded, self.reader.height, self.reader.width):
-            if self._unchecked:  # the last latent may stand for frames that the source has no more
-                comparison.add(self._unchecked.popleft(), frame)
-        quality = comparison.result(len(self._unchecked))
+    def _accepted(self, quality: Quality) -> Quality:
         floor = self.options.min_psnr_db
         if floor is not None and quality.psnr_db < floor:
             found = f"{quality.psnr_db:.2f} dB"
@@ -269,12 +251,16 @@ class _Encoding:
         return start, None if self.to_end else (self.pts[-1] + self.durations[-1]) * tick - zero
 
     def _frames(self) -> Iterator[Tensor]:
-        for frame in self.reader:
+        begin = self._begin * STEP
+        for pts, duration in self.reader.skip(min(begin, self.check.first) if self.check else begin):
+            self.pts.append(pts)
+            self.durations.append(duration)
+        for index, frame in enumerate(self.reader, len(self.pts)):
             self.pts.append(frame.pts)
             self.durations.append(frame.duration)
-            if self.options.check:
-                self._unchecked.append(frame.rgb)
-            if len(self.pts) > self._begin * STEP:
+            if self.check and index >= self.check.first:
+                self.check.keep(frame.rgb)
+            if index >= begin:
                 yield pad_to_cells(torch.from_numpy(frame.rgb).permute(2, 0, 1)[None, :, None])
 
     def _keep_anchor(self, start: int, moments: Tensor) -> None:

@@ -3,7 +3,8 @@
 A latent file is a valid safetensors file. In order: the header (see `safetensors_header`), the payload
 `latents` [t, z, h, w], zeros up to a multiple of 8 (`_pad`), small tensors. Every byte is under an XXH3-64
 checksum: each chunk of the payload in the tensor `chunk_xxh3`, beside its end in `chunk_end`; each other
-tensor, and the header itself, in the header. Anchors, where there are any, have one each in `anchors_xxh3` too. `latent_writer` writes it.
+tensor, and the header itself, in the header. Anchors, where there are any, have one each in `anchors_xxh3` too.
+`latent_writer` writes it.
 
 This module knows neither models nor video: what the metadata and the small tensors mean is the codec's
 business. It does not import torch.

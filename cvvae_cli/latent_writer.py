@@ -20,7 +20,7 @@ from xxhash import xxh3_64
 from cvvae_cli.errors import OutputError, UsageError
 from cvvae_cli.latent_file import BLOCK, LATENT_DTYPES
 from cvvae_cli.piece_file import PieceFile
-from cvvae_cli.run_journal import RunJournal, keeps
+from cvvae_cli.run_journal import Entry, RunJournal, keeps
 from cvvae_cli.safetensors_header import ALIGNMENT, NUMPY_TYPES, OWN_METADATA, describe, make_header, to_float
 from cvvae_cli.small_tensor import STORED_NAMES, SmallTensor
 from cvvae_cli.stored_latents import stored_latents
@@ -181,6 +181,16 @@ class LatentWriter:
             OutputError: the disk fails.
         """
         return self._read(self._anchors, index, index + 1)[0]
+
+    def note(self, entry: Entry) -> None:
+        """Adds a line of the caller's own to the journal, behind those of all that was appended, where there is a journal.
+
+        Raises:
+            OutputError: the disk fails.
+        """
+        if self.journal is not None:
+            with self._told_on_failure():
+                self.journal.add(entry)
 
     def _read(self, pieces: PieceFile, start: int, stop: int) -> np.ndarray:
         with self._told_on_failure():

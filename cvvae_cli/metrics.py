@@ -66,19 +66,33 @@ class Comparison:
     number of frames.
     """
 
-    def __init__(self, with_ssim: bool = True) -> None:
-        """Starts with no frames.
+    def __init__(self, with_ssim: bool = True, sums: dict | None = None) -> None:
+        """Starts with no frames, or where an earlier comparison was.
 
         Args:
             with_ssim: False leaves SSIM out, which is most of the work.
+            sums: those of the earlier one. The first pair to be added is then its last one again, which is counted already
+                and only tells what the error changes from.
         """
         self._with_ssim = with_ssim
-        self._frames = 0
+        self._frames, self._values = 0, 0
         self._psnr_sum = 0.0
         self._worst = (math.inf, 0)
         self._ssim_sum = 0.0
         self._flicker_sum = 0
         self._error: np.ndarray | None = None
+        if sums is not None:
+            self._frames, self._values, self._psnr_sum = sums["frames"], sums["values"], sums["psnr"]
+            self._worst = (sums["worst"][0], sums["worst"][1])
+            self._ssim_sum, self._flicker_sum = sums["ssim"], sums["flicker"]
+
+    @property
+    def sums(self) -> dict:
+        """All that a later comparison needs to go on behind the last pair; JSON-ready, and JSON loses nothing of it."""
+        return {
+            "frames": self._frames, "values": self._values, "psnr": self._psnr_sum, "worst": list(self._worst),
+            "ssim": self._ssim_sum, "flicker": self._flicker_sum,
+        }  # fmt: skip
 
     def add(self, source: np.ndarray, decoded: np.ndarray) -> None:
         """Adds the next pair of frames.
@@ -97,6 +111,9 @@ class Comparison:
             raise UsageError(f"Frame {self._frames} is {_size(error)}, but the frames before it are {before}; compare one size.")
         if self._error is not None and self._error.dtype != error.dtype:
             raise UsageError(f"Frame {self._frames} has another depth than the frames before it; compare one depth.")
+        if self._error is None and self._frames:  # the last pair of an earlier comparison
+            self._error = error
+            return
         psnr = _psnr_db(error)
         self._psnr_sum += psnr
         self._worst = min(self._worst, (psnr, self._frames))
@@ -107,7 +124,7 @@ class Comparison:
             # Counted in 16-bit levels whatever the depth.
             unit = 1 if error.dtype == np.int32 else DEEP_LEVELS**2
             self._flicker_sum += unit * _sum_of_squares(np.subtract(error, self._error, out=self._error))
-        self._error = error
+        self._error, self._values = error, error.size
         self._frames += 1
 
     def result(self, frames_missing: int = 0) -> Quality:
@@ -119,9 +136,9 @@ class Comparison:
         Raises:
             QualityError: no pair was added.
         """
-        if self._frames == 0 or self._error is None:
+        if self._frames == 0:
             raise QualityError(f"No frame was compared and {frames_missing} are missing; compare two videos that hold frames.")
-        differences = (self._frames - 1) * self._error.size
+        differences = (self._frames - 1) * self._values
         return Quality(
             psnr_db=self._psnr_sum / self._frames,
             psnr_worst_db=self._worst[0],

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
 
@@ -119,6 +119,7 @@ class VideoReader:
             if self._begin is not None and first.pts is not None and first.pts < self._begin:
                 frames.close()
                 self._frames = self._decoder.frames_from(self._begin)
+            self._timed: Iterator[tuple[VideoFrame, int, int]] = self._timed_frames()
         except BaseException:
             self.close()
             raise
@@ -135,11 +136,26 @@ class VideoReader:
         return begin, math.ceil((zero + Fraction(start) + Fraction(duration) - _SAME_MOMENT) / tick)
 
     def __iter__(self) -> Iterator[Frame]:
-        """Yields the frames.
+        """Yields the frames, from the first that was neither given nor skipped.
 
         Raises:
             VideoError: the span holds no frame, or reading fails.
         """
+        for decoded, pts, duration in self._timed:
+            yield Frame(self._pixels(decoded), pts, duration)
+
+    def skip(self, count: int) -> Iterator[tuple[int, int]]:
+        """Passes over the next `count` frames, fewer where the video ends, and yields `pts` and `duration` of each.
+
+        They are decoded, as the ones behind them need them, but not converted.
+
+        Raises:
+            VideoError: as in reading them.
+        """
+        for _, pts, duration in islice(self._timed, count):
+            yield pts, duration
+
+    def _timed_frames(self) -> Iterator[tuple[VideoFrame, int, int]]:
         clock = FrameClock(self._step, math.ceil(1 / self.info.time_base))
         waiting: tuple[VideoFrame, int] | None = None
         for decoded in self._frames:
@@ -148,7 +164,7 @@ class VideoReader:
             if self._begin is not None and pts < self._begin:
                 continue
             if waiting is not None:
-                yield self._frame(*waiting, pts - waiting[1])
+                yield self._counted(*waiting, pts - waiting[1])
                 waiting = None
             if self._given == self._max_frames or (self._end is not None and pts >= self._end):
                 return
@@ -156,7 +172,7 @@ class VideoReader:
         if waiting is not None:
             # the last frame has no next one: its own duration counts, unless it is a container's filler
             own = waiting[0].duration or 0
-            yield self._frame(*waiting, own if own * 4 >= self._step else self._step)
+            yield self._counted(*waiting, own if own * 4 >= self._step else self._step)
         elif not self._given:
             length = f"{self.info.duration_seconds:.3f} s" if self.info.duration_seconds else "shorter"
             raise VideoError(
@@ -172,12 +188,15 @@ class VideoReader:
             raise VideoError(f"{found}; leave out --strict to repair it.")
         self.repaired_times = clock.repaired
 
-    def _frame(self, decoded: VideoFrame, pts: int, duration: int) -> Frame:
+    def _counted(self, decoded: VideoFrame, pts: int, duration: int) -> tuple[VideoFrame, int, int]:
         self._given += 1
         if (decoded.width, decoded.height) != self._stored_size:
             self.changed_frames += 1
+        return decoded, pts, duration
+
+    def _pixels(self, decoded: VideoFrame) -> np.ndarray:
         try:
-            return Frame(self._to_rgb(decoded), pts, duration)
+            return self._to_rgb(decoded)
         except FFmpegError:
             raise VideoError(
                 f"{named(self.path)} stores pixels as {decoded.format.name}, which cannot be converted; convert it with ffmpeg."
@@ -211,7 +230,7 @@ class VideoReader:
 
     def close(self) -> None:
         """Closes the file; its decoder and threads are gone at once."""
-        self._frames = iter(())
+        self._frames = self._timed = iter(())
         self._decoder.close()
 
     def __enter__(self) -> "VideoReader":

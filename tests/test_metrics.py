@@ -1,5 +1,6 @@
 """Metrics against slow float64 references, hand-computed cases and FFmpeg's filters."""
 
+import json
 import math
 from fractions import Fraction
 
@@ -277,3 +278,21 @@ def test_ssim_is_near_ffmpeg() -> None:
         values.append((frame_ssim(source, decoded), float(found["lavfi.ssim.All"])))
         assert values[-1][0] == pytest.approx(values[-1][1], abs=0.03)
     assert values == sorted(values, reverse=True) and values[0][0] - values[-1][0] > 0.3
+
+
+@pytest.mark.parametrize("with_ssim", [True, False])
+def test_a_comparison_goes_on_from_its_sums_to_the_same_figures(with_ssim: bool) -> None:
+    source = [picture(24, 32, seed) for seed in range(6)]
+    decoded = [spoiled(frame, 3 + 7 * (i == 2), seed=i) for i, frame in enumerate(source)]
+    whole = Comparison(with_ssim)
+    for pair in zip(source, decoded):
+        whole.add(*pair)
+    for stop in range(1, 7):
+        begun = Comparison(with_ssim)
+        for i in range(stop):
+            begun.add(source[i], decoded[i])
+        went_on = Comparison(with_ssim, json.loads(json.dumps(begun.sums)))
+        assert went_on.result() == begun.result() and went_on.result().frames == stop
+        for i in range(stop - 1, 6):
+            went_on.add(source[i], decoded[i])
+        assert went_on.result(2) == whole.result(2) and went_on.sums == whole.sums

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from clips import deep_pictures, moving_pictures, write_sine, write_video
 
+from cvvae_cli.colour import FrameToRgb
 from cvvae_cli.errors import UsageError, VideoError
 from cvvae_cli.video_io import VideoInfo, VideoReader, probe
 
@@ -66,6 +67,21 @@ def test_start_is_exact_between_keyframes(clip: Path, pictures: list[np.ndarray]
 def test_max_frames_stops_and_keeps_durations(clip: Path) -> None:
     with VideoReader(clip, max_frames=3) as reader:
         assert [(frame.pts, frame.duration) for frame in reader] == [(0, TICKS), (TICKS, TICKS), (2 * TICKS, TICKS)]
+
+
+def test_frames_that_are_skipped_have_times_and_are_not_converted(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with VideoReader(clip, max_frames=9) as reader:
+        whole = list(reader)
+    convert, converted = FrameToRgb.__call__, []
+    monkeypatch.setattr(FrameToRgb, "__call__", lambda self, frame: converted.append(frame.pts) or convert(self, frame))
+    for count in (0, 1, 5, 8, 9, 20):
+        converted.clear()
+        with VideoReader(clip, max_frames=9) as reader:
+            times, rest = list(reader.skip(count)), list(reader)
+            assert list(reader.skip(1)) == list(reader) == []
+        assert times == [(frame.pts, frame.duration) for frame in whole[:count]]
+        assert [frame.pts for frame in rest] == converted == [frame.pts for frame in whole[count:]]
+        assert all(np.array_equal(a.rgb, b.rgb) for a, b in zip(rest, whole[count:]))
 
 
 def test_a_closed_reader_is_gone_without_the_garbage_collector(clip: Path) -> None:
