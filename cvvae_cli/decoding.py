@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from time import perf_counter
-from typing import BinaryIO
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,13 +16,15 @@ from cvvae_cli.autoencoder import Autoencoder
 from cvvae_cli.codec import Plan, Progress, no_progress
 from cvvae_cli.config import Tiling
 from cvvae_cli.container_tags import ContainerTags
-from cvvae_cli.decoded_frames import decoded_frames, lost_anchors
-from cvvae_cli.errors import LatentFileError, UsageError
+from cvvae_cli.decode_damage import anchors_left_out, sidecar_of, tags_of, told_replaced
+from cvvae_cli.decoded_frames import decoded_frames
+from cvvae_cli.errors import UsageError
 from cvvae_cli.geometry import TEMPORAL_COMPRESSION_RATIO as STEP
 from cvvae_cli.geometry import chunk_stride
 from cvvae_cli.latent_video import LatentVideo, check_model
 from cvvae_cli.media import keep_inputs
 from cvvae_cli.memory_model import tiling_within
+from cvvae_cli.output_errors import told_on_failure
 from cvvae_cli.picture_writer import PICTURE_CODECS, PictureWriter, names_pictures
 from cvvae_cli.run_identity import describe_run, settled_tiling
 from cvvae_cli.stage_clock import StageClock
@@ -35,8 +37,28 @@ from cvvae_cli.video_io import VideoWriter
 SEGMENT_CHUNKS = 4
 """Chunks after which the video is closed to what comes, so that a stopped run can go on there."""
 Writer = VideoWriter | PictureWriter | StreamWriter
-NAMED_SPANS = 8
-"""Stretches of replaced frames that a note lists; the report has all."""
+
+
+class Against(Protocol):
+    """What compares the frames of a decode with others and can go on in a later run, as `roundtrip.SourceComparison` does.
+
+    Attributes:
+        source: the file that it reads.
+        settings: what else decides on its finding, JSON-ready.
+        sums: all that a later run needs to go on behind the last frame, JSON-ready.
+    """
+
+    source: Path
+    settings: dict
+
+    @property
+    def sums(self) -> dict: ...
+
+    def add(self, decoded: np.ndarray) -> None:
+        """Take the next frame."""
+
+    def go_on(self, done: int, sums: dict) -> None:
+        """Begin where an earlier one had `sums` behind so many frames; the last of these comes first, once more."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +135,7 @@ def decode_file(
     options: DecodeOptions | None = None,
     progress: Progress = no_progress,
     observe: Callable[[np.ndarray], None] | None = None,
+    against: Against | None = None,
     clock: StageClock | None = None,
     resumed: Callable[[int], None] | None = None,
 ) -> DecodeReport:
@@ -127,10 +150,10 @@ def decode_file(
         options: what to write and how.
         progress: called after every frame, in the thread that writes.
         observe: called with every frame, uint8 [H, W, 3] (uint16 where the output is deeper, or without an output where the
-            source was), before the video codec, in the same thread.
+            source was), before the video codec, in the same thread. A run that is observed begins anew.
+        against: takes every frame as `observe` does, and goes on with the run.
         clock: counts the stages; None for one that does not wait for the device.
         resumed: called with the number of frames that an earlier run of the same arguments had left when it was stopped.
-            A run that is observed begins anew.
 
     Raises:
         LatentFileError, UsageError: nothing is left behind.
@@ -145,7 +168,7 @@ def decode_file(
         check_model(latents, model)
         if output is not None:
             keep_inputs(output, latents.path)
-        run = _Decoding(latents, model, tiling, options, progress, clock)
+        run = _Decoding(latents, model, tiling, options, progress, clock, against)
         if output is not None:
             run.open_writer(stack, output, describe=observe is None)
         plan = run.run(observe, resumed)
@@ -166,14 +189,16 @@ class _Decoding:
         options: DecodeOptions,
         progress: Progress,
         clock: StageClock,
+        against: Against | None,
     ) -> None:
         self.latents, self.model, self.tiling = latents, model, tiling
-        self.options, self.progress, self.clock = options, progress, clock
+        self.options, self.progress, self.clock, self.against = options, progress, clock, against
         self.first, self.stop = latents.span(options.start, options.max_frames, options.frame_rate)
         self.times = latents.times(options.frame_rate)
         self.writer: Writer | None = None
         self._stream: StandardOutput | None = None
         self.done = 0  # frames of an earlier run
+        self._output, self._part_frames = Path(), 0  # and how many frames a part has that the writer keeps for a later run
         self._notes: list[str] = []
         self._damage: list[str] = []
         if options.keep_going:
@@ -190,10 +215,15 @@ class _Decoding:
         run = None
         if describe:
             shaping = {field: value for field, value in vars(options).items() if field != "overwrite"}
-            parts = {"segment_frames": segment_frames, "span": [self.first, self.stop]}
-            run = describe_run(latents.path, self.model, self.tiling, shaping, parts)
+            parts: dict[str, object] = {"segment_frames": segment_frames, "span": [self.first, self.stop]}
+            sources: list[str | Path] = [latents.path]
+            if self.against is not None:
+                parts["against"] = self.against.settings
+                sources.append(self.against.source)
+            run = describe_run(sources, self.model, self.tiling, shaping, parts)
         self.writer = self._opened(Path(output), sound, segment_frames, run)
         self.done = self.writer.frames
+        self._output, self._part_frames = Path(output), 1 if isinstance(self.writer, PictureWriter) else segment_frames
         if latents.bit_depth > 8 and not self.writer.deep:
             found = f"The source has {latents.bit_depth} bits for each colour, of which 8 are written"
             self._notes.append(f"{found}; --depth 10 keeps more.")
@@ -209,7 +239,11 @@ class _Decoding:
             encoding = options.encoding(PICTURE_CODECS[output.suffix.lower()])
             return PictureWriter(output, pictures, encoding, options.overwrite, run)
         stop = times.end(self.stop) if self.stop < latents.num_frames else None
-        sidecar, tags = _sidecar(sound, options, self._damage), _tags(latents, options, self._damage)
+        retimed = options.frame_rate is not None  # which leaves no moment where it was
+        sidecar = sidecar_of(sound, options.keep_going, self._damage) if options.audio and not retimed else None
+        tags = tags_of(latents, options.keep_going, self._damage)
+        if retimed:
+            tags = ContainerTags(tags.metadata)
         beside = Beside(sidecar, tags, times.origin(self.first), stop)
         if output == STANDARD_OUTPUT:
             self._stream = StandardOutput()
@@ -245,23 +279,30 @@ class _Decoding:
             if self.done and resumed:
                 resumed(self.done)
             plan = Plan(settled_tiling(self.writer.journal if self.writer else None, self._fitting_tiling))
-            self._notes += _anchors_left_out(self.latents, plan.tiling, self.options, (self.first, self.stop), self._damage)
+            self._notes += anchors_left_out(
+                self.latents, plan.tiling, (self.first, self.stop), self.options.keep_going, self._damage
+            )
             stack.enter_context(torch.inference_mode())
 
+            begin = self.first + self.done
+            shown = begin if self.against is None else self._compared_until(begin)
+
             def finish(item: tuple[int, np.ndarray]) -> None:
-                self._finish(*item)
-                if observe:
-                    with self.clock.stage("observe"):
-                        observe(item[1])
-                self.progress(item[0] + 1 - self.first, self.stop - self.first)
+                index, frame = item
+                for look in (self.against.add if self.against else None, observe):
+                    if look is not None:
+                        with self.clock.stage("observe"):
+                            look(frame)
+                if index >= begin:
+                    self._write(index, frame)
+                    self.progress(index + 1 - self.first, self.stop - self.first)
 
             # A chunk's frames: with fewer, the network would wait until most of each chunk is written.
             hand_over = stack.enter_context(behind(finish, plan.tiling.chunk, self._give_up))
-            begin = self.first + self.done
             frames: Iterable[np.ndarray] = ()
-            if begin < self.stop:
-                frames = decoded_frames(self.latents, self.model, plan, begin, self.stop, self.clock, self.deep)
-            for item in enumerate(frames, begin):
+            if shown < self.stop:
+                frames = decoded_frames(self.latents, self.model, plan, shown, self.stop, self.clock, self.deep)
+            for item in enumerate(frames, shown):
                 with self.clock.stage("wait for writer"):
                     hand_over(item)
             with self.clock.stage("wait for writer"):
@@ -280,7 +321,7 @@ class _Decoding:
 
     def told(self, plan: Plan) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """All notes of a finished run, and those of them that tell of damage."""
-        damage = [*self._damage, *_told(self.latents.replaced_frames(), plan.tiling)]
+        damage = [*self._damage, *told_replaced(self.latents.replaced_frames(), plan.tiling)]
         writer = self.writer
         dropped = writer.journal.notes if writer and writer.journal else ()
         return (*self._notes, *plan.notes, *dropped, *(writer.notes if writer else ()), *damage), tuple(damage)
@@ -289,65 +330,29 @@ class _Decoding:
         size = (self.latents.height, self.latents.width)
         return self.tiling or tiling_within(self.model, self.latents.tiling, *size, self.deep)
 
-    def _finish(self, index: int, frame: np.ndarray) -> None:
-        if self.writer is not None:
-            with self.clock.stage("write"):
-                self.writer.write(frame, int(self.times.pts[index]), int(self.times.durations[index]))
+    def _compared_until(self, begin: int) -> int:
+        """Have the comparison go on; the first frame that it wants."""
+        if not self.done:
+            return begin
+        assert self.against is not None and self.writer is not None and self.writer.journal is not None
+        compared = {entry[1]: entry[2] for entry in self.writer.journal.entries if entry[0] == "compared"}
+        self.against.go_on(self.done, compared[self.done])
+        return begin - 1
+
+    def _write(self, index: int, frame: np.ndarray) -> None:
+        if self.writer is None:
+            return
+        with self.clock.stage("write"):
+            self._note_compared(index + 1 - self.first)
+            self.writer.write(frame, int(self.times.pts[index]), int(self.times.durations[index]))
+
+    def _note_compared(self, frames: int) -> None:
+        """What was found so far into the journal, where a part ends: before the part itself, which is of no use without."""
+        ends = frames % self._part_frames == 0 or frames == self.stop - self.first
+        if ends and self.against is not None and self.writer is not None and self.writer.journal is not None:
+            with told_on_failure(self._output):
+                self.writer.journal.add(["compared", frames, self.against.sums])
 
 
 def _segment_frames(tiling: Tiling) -> int:
     return SEGMENT_CHUNKS * STEP * chunk_stride(tiling.chunk, tiling.chunk_overlap)
-
-
-def _sidecar(latents: LatentVideo, options: DecodeOptions, damage: list[str]) -> BinaryIO | None:
-    """Sound and subtitles where they are wanted; where they are damaged and the run keeps going, a word about it."""
-    if not options.audio or options.frame_rate is not None:
-        return None
-    try:
-        return latents.sidecar()
-    except LatentFileError:
-        if not options.keep_going:
-            raise
-        damage.append(f"The sound and subtitles of {latents.path} are damaged and left out.")
-        return None
-
-
-def _tags(latents: LatentVideo, options: DecodeOptions, damage: list[str]) -> ContainerTags:
-    """Titles and chapters; where they are damaged and the run keeps going, a word about it."""
-    try:
-        tags = latents.tags()
-        # Another rate leaves no moment where it was.
-        return ContainerTags(tags.metadata) if options.frame_rate is not None else tags
-    except LatentFileError:
-        if not options.keep_going:
-            raise
-        damage.append(f"The titles and chapters of {latents.path} are damaged and left out.")
-        return ContainerTags()
-
-
-def _anchors_left_out(
-    latents: LatentVideo, tiling: Tiling, options: DecodeOptions, span: tuple[int, int], damage: list[str]
-) -> list[str]:
-    """A word where anchors cannot be used: in `damage` where they are damaged and the run keeps going."""
-    if latents.has_anchors and not latents.anchors_fit(tiling):
-        return ["The anchors are left out, because they belong to other chunks; cut the chunks that the file records."]
-    if not latents.has_anchors or not options.keep_going:
-        return []
-    try:
-        if lost := lost_anchors(latents, tiling, *span):
-            damage.append(f"Damaged anchors of {latents.path} are left out: {lost} of those of the frames that were decoded.")
-    except LatentFileError:
-        latents.has_anchors = False
-        damage.append(f"The anchors of {latents.path} are damaged and left out.")
-    return []
-
-
-def _told(replaced: list[tuple[int, int]], tiling: Tiling) -> list[str]:
-    """The frames that are not the file's own, in a sentence; a chunk sees all its latents for each of its frames."""
-    if not replaced:
-        return []
-    spans = [str(first) if first == last else f"{first} to {last}" for first, last in replaced]
-    more = len(spans) - NAMED_SPANS
-    listed = ", ".join(spans[:NAMED_SPANS]) + (f" and {more} more stretch{'es' * (more > 1)}" if more > 0 else "")
-    beside = f"up to {tiling.chunk - 1} frames beside them may differ too"
-    return [f"Damaged latents are replaced by what lies between their neighbours: frames {listed}; {beside}."]

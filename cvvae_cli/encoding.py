@@ -156,7 +156,7 @@ def encode_file(
         height, width = reader.height, reader.width
         shape = (model.latent_channels, cell_count(height), cell_count(width))
         shaping = {field: value for field, value in vars(options).items() if field != "overwrite"}
-        described = describe_run(source, model, tiling, shaping, {})
+        described = describe_run([source], model, tiling, shaping, {})
         with LatentWriter(output, *shape, options.latent_dtype, options.overwrite, described) as writer, torch.inference_mode():
             plan = Plan(settled_tiling(writer.journal, lambda: tiling or fitting_tiling(model, height, width, reader.deep)))
             expected = _expected_frames(reader, options)

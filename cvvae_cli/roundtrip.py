@@ -3,10 +3,10 @@
 The source is read a second time, frame by frame beside the decoded ones; no video codec lies between.
 """
 
-import itertools
 import resource
 import sys
 import tempfile
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ from cvvae_cli.metrics import Comparison, Quality
 from cvvae_cli.picture_writer import PICTURE_CODECS, PictureWriter, names_pictures
 from cvvae_cli.reading import PLAIN
 from cvvae_cli.video_encoder import Pictures
-from cvvae_cli.video_io import VideoReader, VideoWriter, probe
+from cvvae_cli.video_io import Frame, VideoReader, VideoWriter, probe
 
 
 def peak_mib(device: torch.device) -> float:
@@ -55,6 +55,8 @@ class SourceComparison:
         profile: takes the same pairs, at 8 bits.
 
     Attributes:
+        source: the video.
+        settings: what else decides on the figures, JSON-ready.
         deep: the source's frames have 16 bits, because it has more than 8.
     """
 
@@ -66,14 +68,37 @@ class SourceComparison:
         skip: int = 0,
         profile: ErrorProfile | None = None,
     ) -> None:
-        self._profile = profile
+        self.source, self.settings = Path(source), {"ssim": with_ssim, "skip": skip}
+        self._profile, self._with_ssim, self._passed = profile, with_ssim, skip
         self._comparison = Comparison(with_ssim)
         size = None if latents is None else (latents.width, latents.height)
         start = 0.0 if latents is None else latents.start
         self._reader = VideoReader(source, start=start, size=size, reading=latents.reading if latents else PLAIN, deep=True)
         self.deep = self._reader.deep
-        self._frames = itertools.islice(self._reader, skip, None)
+        self._frames = self._partners()
         self._compared = 0
+
+    def _partners(self) -> Iterator[Frame]:
+        for _ in self._reader.skip(self._passed):
+            pass
+        yield from self._reader
+
+    @property
+    def sums(self) -> dict:
+        """All that `go_on` needs; JSON-ready."""
+        return self._comparison.sums
+
+    def go_on(self, done: int, sums: dict) -> None:
+        """Begin where an earlier comparison was.
+
+        Args:
+            done: decoded frames that it had taken, 1 or more. The last of them is to be added first, once more.
+            sums: its `sums` then.
+        """
+        assert self._profile is None, "a profile is not kept"
+        self._passed += done - 1
+        # Where the source ended before, nothing is added any more.
+        self._comparison, self._compared = Comparison(self._with_ssim, sums), min(sums["frames"], done - 1)
 
     def add(self, decoded: np.ndarray) -> None:
         """Compare the next decoded frame with the next source frame, at the deeper one's depth.

@@ -1,7 +1,7 @@
 """What shapes the output of a run from file to file: two runs of one description give the same bytes."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -19,12 +19,12 @@ _SAMPLE = 1024 * 1024
 
 
 def describe_run(
-    source: str | Path, model: Autoencoder, tiling: Tiling | None, options: dict[str, object], parts: dict[str, object]
+    sources: Sequence[str | Path], model: Autoencoder, tiling: Tiling | None, options: dict[str, object], parts: dict[str, object]
 ) -> dict | None:
     """Describe a run for its journal.
 
     Args:
-        source: the file that is read.
+        sources: the files that are read.
         model: the one that runs; threads and device are part of the description, because they decide how sums are rounded.
         tiling: as it was asked for; None where the run measures what fits.
         options: JSON-ready but for what `str` says well.
@@ -34,10 +34,10 @@ def describe_run(
         JSON-ready; None where nobody can tell whether a later run is the same: a source that is no regular file, a model
         without an identity.
     """
-    if model.identity is None or not os.path.isfile(source):
+    if model.identity is None or not all(map(os.path.isfile, sources)):
         return None
     return {
-        "source": _mark_of(source),
+        "sources": [_mark_of(source) for source in sources],
         "model": [model.identity.sha256, str(model.dtype)],
         "device": [model.device.type, device_name(model.device), torch.get_num_threads()],
         "versions": [version("cvvae"), torch.__version__, av.__version__],

@@ -27,6 +27,7 @@ LAYERS = [
     ["norm_contract"],
     ["image_model", "run_identity", "codec", "latent_video", "memory_model", "operation_count", "training.footage", "training.video_code", "training.recipe"],
     ["decoded_frames", "running_check"],
+    ["decode_damage"],
     ["encoding", "decoding", "benchmark", "clip_windows", "paired_latents", "lipschitz_bound", "training.windows", "training.regularisation"],
     ["roundtrip", "file_benchmark", "fidelity_benchmark", "compatibility", "training.start", "training.objective", "training.optimiser", "training.distributed", "training.journal", "training.run_folder"],
     ["training.loop"],

@@ -19,7 +19,6 @@ from cvvae_cli.decoding import SEGMENT_CHUNKS, DecodeOptions, decode_file
 from cvvae_cli.encoding import EncodeOptions, encode_file
 from cvvae_cli.errors import OutputError
 from cvvae_cli.memory_model import fitting_tiling
-from cvvae_cli.run_journal import RunJournal
 
 # One new latent frame a chunk, and a crossfade: every chunk depends on the one before.
 TILING = Tiling(chunk=9, chunk_overlap=4)
@@ -84,44 +83,6 @@ def test_a_stopped_encode_goes_on(folder: Path, model: Autoencoder, tmp_path: Pa
     assert sorted(os.listdir(tmp_path)) == ["a", "whole"]
 
 
-@pytest.mark.parametrize("options", [EncodeOptions(max_frames=21), EncodeOptions(max_frames=22, anchors=True, check=True)])
-def test_an_encode_that_stopped_at_any_of_its_writes_goes_on(
-    folder: Path, model: Autoencoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: EncodeOptions
-) -> None:
-    """Before and behind each line of the journal, that is behind each piece, and behind the file's own name."""
-    add, made = RunJournal.add, []
-
-    def encode(stop: int, before: bool) -> None:
-        count = 0
-
-        def add_or_stop(journal: RunJournal, entry: list) -> None:
-            nonlocal count
-            count += 1
-            if count == stop and before:
-                raise Stopped
-            add(journal, entry)
-            made.append(entry[0])
-            if count == stop:
-                raise Stopped
-
-        with monkeypatch.context() as patch:
-            patch.setattr(RunJournal, "add", add_or_stop)
-            encode_file(folder / "clip.mp4", tmp_path / "a", model=model, tiling=TILING, options=options)
-
-    encode(0, False)
-    whole = (tmp_path / "a").read_bytes()
-    lines = len(made)
-    assert set(made) == {"run", "tiling", "chunk"} | ({"anchor", "compared"} if options.check else set())
-    for stop in range(1, lines + 1):
-        for before in (True, False):
-            (tmp_path / "a").unlink()
-            with pytest.raises(Stopped):
-                encode(stop, before)
-            encode(0, False)
-            assert (tmp_path / "a").read_bytes() == whole, (stop, before)
-            assert os.listdir(tmp_path) == ["a"]
-
-
 @pytest.mark.parametrize(("anchors", "check"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("frames", [FRAMES, FRAMES - 5])
 def test_an_encode_stopped_behind_its_last_chunk_goes_on(
@@ -139,32 +100,6 @@ def test_an_encode_stopped_behind_its_last_chunk_goes_on(
     resumed = []
     encode_file(folder / "clip.mp4", tmp_path / "a", model=model, tiling=TILING, options=options, resumed=resumed.append)
     assert resumed == [frames] and (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-
-
-@pytest.mark.parametrize("loss", ["gone", "torn", "changed"])
-def test_anchors_that_the_disk_lost_are_made_again(folder: Path, model: Autoencoder, tmp_path: Path, loss: str) -> None:
-    options, resumed = EncodeOptions(anchors=True, max_frames=61), []
-    encode_file(folder / "clip.mp4", tmp_path / "b", model=model, tiling=TILING, options=options)
-    with pytest.raises(Stopped):
-        encode_file(folder / "clip.mp4", tmp_path / "a", model=model, tiling=TILING, options=options, progress=stop_at(40))
-    kept, anchor = tmp_path / ".a.anchors", 4 * 4 * 5 * 2
-    data = bytearray(kept.read_bytes())
-    data[4 * anchor + 3] ^= 1
-    {"gone": kept.unlink, "torn": lambda: os.truncate(kept, 4 * anchor + 3), "changed": lambda: kept.write_bytes(data)}[loss]()
-    encode_file(folder / "clip.mp4", tmp_path / "a", model=model, tiling=TILING, options=options, resumed=resumed.append)
-    # Chunk 5 wants the lost anchor; chunks 0 to 4 gave six latent frames, chunk 0 alone two.
-    assert resumed == [5 if loss == "gone" else 21] and (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
-
-
-def test_anchors_of_a_run_that_is_dropped_are_dropped(folder: Path, model: Autoencoder, tmp_path: Path) -> None:
-    for keep, left in ((True, {".a.part", ".a.anchors", ".a.journal"}), (False, {".a.part", ".a.journal"})):
-        with pytest.raises(Stopped):
-            encode_file(
-                folder / "clip.mp4", tmp_path / "a", model=model, tiling=TILING, options=EncodeOptions(anchors=keep),
-                progress=stop_at(40),
-            )  # fmt: skip
-        assert set(os.listdir(tmp_path)) == left
 
 
 def test_a_stopped_decode_goes_on(folder: Path, model: Autoencoder, tmp_path: Path) -> None:

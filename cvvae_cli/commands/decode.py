@@ -101,7 +101,7 @@ def decode(
         progress = stack.enter_context(reporter.progress("decode"))
         report = decode_file(
             opened, output, model=loaded, tiling=plan, options=settings, progress=progress,
-            observe=comparison.add if comparison else None, resumed=reporter.resumed,
+            against=comparison, resumed=reporter.resumed,
         )  # fmt: skip
         if comparison:
             quality = comparison.result(stop - first, opened.to_end and stop == opened.num_frames)
