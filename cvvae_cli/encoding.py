@@ -211,6 +211,8 @@ class _Encoding:
         self._begin = first_chunk_with(frame_count(self._done), plan.tiling) if self._done else 0
 
     def run(self) -> Quality | None:
+        with self.clock.stage("read"):
+            self._pass_over()
         # A chunk's frames: with fewer, the network would wait for the rest of each chunk.
         with ahead(self.clock.timed("read", self._frames()), self.plan.tiling.chunk) as frames:
             waited = self.clock.timed("wait for frames", frames)
@@ -250,11 +252,15 @@ class _Encoding:
         start = self.pts[0] * tick - zero if self.options.start else Fraction(0)
         return start, None if self.to_end else (self.pts[-1] + self.durations[-1]) * tick - zero
 
-    def _frames(self) -> Iterator[Tensor]:
+    def _pass_over(self) -> None:
+        """Count the frames that an earlier run was done with. Not in the thread that reads: an interrupt need not wait for it."""
         begin = self._begin * STEP
         for pts, duration in self.reader.skip(min(begin, self.check.first) if self.check else begin):
             self.pts.append(pts)
             self.durations.append(duration)
+
+    def _frames(self) -> Iterator[Tensor]:
+        begin = self._begin * STEP
         for index, frame in enumerate(self.reader, len(self.pts)):
             self.pts.append(frame.pts)
             self.durations.append(frame.duration)

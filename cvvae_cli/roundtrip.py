@@ -96,7 +96,10 @@ class SourceComparison:
             sums: its `sums` then.
         """
         assert self._profile is None, "a profile is not kept"
-        self._passed += done - 1
+        # Here and not in the thread that adds: an interrupt need not wait for it.
+        for _ in self._reader.skip(self._passed + done - 1):
+            pass
+        self._passed = 0
         # Where the source ended before, nothing is added any more.
         self._comparison, self._compared = Comparison(self._with_ssim, sums), min(sums["frames"], done - 1)
 
