@@ -1,10 +1,12 @@
 """Kill an encode and a decode at random moments, run the same command again each time, and compare the files.
 
     python benchmarks/kill_and_resume.py CLIP --kills 100 --encode="--size 320x180" --out benchmarks/kill_and_resume.json
+    python benchmarks/kill_and_resume.py CLIP --kills 10 --check --anchors --against --encode="--size 320x180"
 
 A kill is SIGKILL to a process of its own, at a moment that is evenly distributed over the time that an uninterrupted run
 takes. "Repeated" is what a resumed run computes again: frames that the killed run had said to be done, less those that the
-next run begins with; progress is said for every frame, so that nothing done is missed.
+next run begins with; progress is said for every frame, so that nothing done is missed. With a comparison, the answers of
+finished runs have to say the same quality, too.
 """
 
 import argparse
@@ -31,14 +33,24 @@ main()
 
 
 def run(words: list[str], kill_after: float | None, log: Path) -> int:
-    """Run a command, killed after so many seconds; its exit status."""
-    with open(log, "wb") as said:
-        process = subprocess.Popen([sys.executable, "-c", PROGRAM, *words], stdout=subprocess.DEVNULL, stderr=said)
+    """Run a command, killed after so many seconds; its exit status. What it answers goes beside the log."""
+    with open(log, "wb") as said, open(answer_of(log), "wb") as answered:
+        process = subprocess.Popen([sys.executable, "-c", PROGRAM, *words, "--json"], stdout=answered, stderr=said)
         try:
             return process.wait(kill_after)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             return process.wait()
+
+
+def answer_of(log: Path) -> Path:
+    """Where the answer of a run is."""
+    return log.with_suffix(".json")
+
+
+def made(output: Path, log: Path) -> tuple[bytes, dict | None]:
+    """What a finished run wrote, and the quality that it found."""
+    return output.read_bytes(), json.loads(answer_of(log).read_text())["quality"]
 
 
 def last_frame(log: Path) -> int:
@@ -57,7 +69,7 @@ def trial(words: list[str], output: Path, kills: int, rng: random.Random, folder
     log = folder / "log"
     began = time.monotonic()
     assert run(words, None, log) == 0, log.read_text()
-    seconds, whole = time.monotonic() - began, output.read_bytes()
+    seconds, whole = time.monotonic() - began, made(output, log)
     killed = finished = identical = 0
     repeated, done = [], 0
     while killed < kills or not output.exists():
@@ -71,7 +83,7 @@ def trial(words: list[str], output: Path, kills: int, rng: random.Random, folder
             done = max(last_frame(log), first_frame(log)) or done
             continue
         assert status == 0, log.read_text()
-        finished, identical, done = finished + 1, identical + (output.read_bytes() == whole), 0
+        finished, identical, done = finished + 1, identical + (made(output, log) == whole), 0
     left = sorted(name for name in os.listdir(folder) if name.startswith(f".{output.name}"))
     return {
         "kills": killed, "finished": finished, "identical": identical, "left_behind": left, "seconds_uninterrupted": seconds,
@@ -85,6 +97,9 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--model", default="default")
     parser.add_argument("--encode", default="", help="more options of encode, in one string")
+    parser.add_argument("--check", action="store_true", help="encode with --check")
+    parser.add_argument("--anchors", action="store_true", help="encode with --anchors")
+    parser.add_argument("--against", action="store_true", help="decode with --against CLIP")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -92,10 +107,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         latents, video = folder / "a.latent", folder / "a.mp4"
-        more = arguments.encode.split()
+        more = arguments.encode.split() + ["--check"] * arguments.check + ["--anchors"] * arguments.anchors
+        compared = ["--against", str(arguments.clip)] * arguments.against
         encode = trial(["encode", str(arguments.clip), str(latents), *common, *more], latents, arguments.kills, rng, folder)
-        decode = trial(["decode", str(latents), str(video), *common], video, arguments.kills, rng, folder)
-    answer = {"clip": arguments.clip.name, "encode_options": arguments.encode, "encode": encode, "decode": decode}
+        decode = trial(["decode", str(latents), str(video), *common, *compared], video, arguments.kills, rng, folder)
+    answer = {
+        "clip": arguments.clip.name, "encode_options": " ".join(more), "against": arguments.against,
+        "encode": encode, "decode": decode,
+    }  # fmt: skip
     print(json.dumps(answer, indent=1))
     if arguments.out:
         arguments.out.write_text(json.dumps(answer, indent=1) + "\n", encoding="utf-8")
