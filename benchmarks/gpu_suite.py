@@ -23,7 +23,8 @@ from cvvae_cli.autoencoder import Autoencoder
 from cvvae_cli.checkpoint import save_model
 from cvvae_cli.config import SD21, CVVAEConfig, ModelConfig
 from cvvae_cli.demo_clip import clip_frame
-from cvvae_cli.video_io import VideoWriter
+from cvvae_cli.video_encoder import Encoding, Pictures
+from cvvae_cli.video_writer import VideoWriter
 
 ROOT = Path(__file__).parents[1]
 SMALL = CVVAEConfig(channels=(32, 32, 32, 32), norm_groups=8)
@@ -31,7 +32,8 @@ SMALL = CVVAEConfig(channels=(32, 32, 32, 32), norm_groups=8)
 
 def write_clip(path: Path, width: int, height: int, frames: int) -> None:
     """The demo's pictures side by side."""
-    with VideoWriter(path, width, height, Fraction(24), Fraction(1, 24), preset="ultrafast") as writer:
+    pictures = Pictures(width, height, Fraction(24), Fraction(1, 24))
+    with VideoWriter(path, pictures, Encoding("libx264", preset="ultrafast")) as writer:
         for index in range(frames):
             frame = clip_frame(index % 72)
             tiled = np.tile(frame, (-(-height // frame.shape[0]), -(-width // frame.shape[1]), 1))[:height, :width]

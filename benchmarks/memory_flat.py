@@ -21,13 +21,16 @@ from pathlib import Path
 import numpy as np
 
 from cvvae_cli.demo_clip import clip_frame, tone
-from cvvae_cli.video_io import VideoWriter
+from cvvae_cli.video_container import Beside
+from cvvae_cli.video_encoder import Encoding, Pictures
+from cvvae_cli.video_writer import VideoWriter
 
 WIDTH, HEIGHT = 854, 480
 
 
 def make_clip(path: Path, seconds: float, rate: int) -> None:
-    with VideoWriter(path, WIDTH, HEIGHT, Fraction(rate), Fraction(1, rate), sidecar=tone(seconds), preset="ultrafast") as writer:
+    pictures, encoding = Pictures(WIDTH, HEIGHT, Fraction(rate), Fraction(1, rate)), Encoding("libx264", preset="ultrafast")
+    with VideoWriter(path, pictures, encoding, Beside(tone(seconds))) as writer:
         for index in range(round(seconds * rate)):
             frame = np.tile(clip_frame(index % 72), (3, 3, 1))[:HEIGHT, :WIDTH]
             writer.write(np.ascontiguousarray(frame), index, 1)

@@ -32,7 +32,7 @@ from cvvae_cli.standard_output import STANDARD_OUTPUT, StandardOutput
 from cvvae_cli.stream_writer import STREAM_CODEC, StreamWriter
 from cvvae_cli.video_container import Beside
 from cvvae_cli.video_encoder import Encoding, Pictures
-from cvvae_cli.video_io import VideoWriter
+from cvvae_cli.video_writer import VideoWriter, default_codec
 
 SEGMENT_CHUNKS = 4
 """Chunks after which the video is closed to what comes, so that a stopped run can go on there."""
@@ -248,28 +248,8 @@ class _Decoding:
         if output == STANDARD_OUTPUT:
             self._stream = StandardOutput()
             return StreamWriter(self._stream, pictures, options.encoding(STREAM_CODEC), beside)
-        return VideoWriter(
-            output,
-            latents.width,
-            latents.height,
-            times.frame_rate,
-            times.time_base,
-            colour=latents.colour,
-            sample_aspect_ratio=latents.sample_aspect_ratio,
-            codec=options.codec,
-            crf=options.crf,
-            preset=options.preset,
-            pix_fmt=options.pix_fmt,
-            depth=options.depth,
-            encoder_options=dict(options.encoder_options),
-            sidecar=beside.sidecar,
-            tags=beside.tags,
-            time_origin=beside.origin,
-            sound_stop=beside.stop,
-            overwrite=options.overwrite,
-            segment_frames=segment_frames,
-            run=run,
-        )
+        encoding = options.encoding(default_codec(output))
+        return VideoWriter(output, pictures, encoding, beside, options.overwrite, segment_frames, run)
 
     def run(self, observe: Callable[[np.ndarray], None] | None, resumed: Callable[[int], None] | None) -> Plan:
         """Decode, write and observe; gives the plan as it was in the end."""

@@ -11,7 +11,9 @@ from typing import BinaryIO
 import av
 import numpy as np
 
-from cvvae_cli.video_io import VideoWriter
+from cvvae_cli.video_container import Beside
+from cvvae_cli.video_encoder import Pictures
+from cvvae_cli.video_writer import VideoWriter
 
 WIDTH, HEIGHT, FRAMES, RATE = 384, 216, 72, Fraction(24)
 SAMPLE_RATE = 48_000
@@ -102,12 +104,13 @@ def tone(seconds: float) -> BinaryIO:
     return buffer
 
 
-def write_demo_clip(path: str | Path, overwrite: bool = False) -> None:
+def write_demo_clip(path: Path, overwrite: bool = False) -> None:
     """Write the clip: 72 frames of 384x216 at 24 frames/s, 3 s of sound.
 
     Raises:
         OutputError: the file cannot be written.
     """
-    with VideoWriter(path, WIDTH, HEIGHT, RATE, 1 / RATE, sidecar=tone(FRAMES / float(RATE)), overwrite=overwrite) as writer:
+    pictures, beside = Pictures(WIDTH, HEIGHT, RATE, 1 / RATE), Beside(tone(FRAMES / float(RATE)))
+    with VideoWriter(path, pictures, beside=beside, overwrite=overwrite) as writer:
         for index in range(FRAMES):
             writer.write(clip_frame(index), index, 1)

@@ -31,7 +31,8 @@ from cvvae_cli.metrics import Comparison, Quality
 from cvvae_cli.picture_writer import PICTURE_CODECS, PictureWriter, names_pictures
 from cvvae_cli.reading import PLAIN
 from cvvae_cli.video_encoder import Pictures
-from cvvae_cli.video_io import Frame, VideoReader, VideoWriter, probe
+from cvvae_cli.video_io import Frame, VideoReader, probe
+from cvvae_cli.video_writer import VideoWriter, default_codec
 
 
 def peak_mib(device: torch.device) -> float:
@@ -257,26 +258,13 @@ def roundtrip_file(
 
 def _try_output(source: str | Path, output: str | Path, encode: EncodeOptions, decode: DecodeOptions) -> None:
     """Open the output and discard it: hours of encoding should not end at a name or an option that is refused."""
-    info = probe(source, encode.reading)
+    info, path = probe(source, encode.reading), Path(output)
     width, height = encode.size or (info.width, info.height)
-    if names_pictures(Path(output)):
-        pictures, codec = Pictures(width, height, info.frame_rate, info.time_base), PICTURE_CODECS[Path(output).suffix.lower()]
-        PictureWriter(Path(output), pictures, decode.encoding(codec), decode.overwrite).abort()
-        return
-    VideoWriter(
-        output,
-        width,
-        height,
-        decode.frame_rate or info.frame_rate,
-        info.time_base,
-        codec=decode.codec,
-        crf=decode.crf,
-        preset=decode.preset,
-        pix_fmt=decode.pix_fmt,
-        depth=decode.depth,
-        encoder_options=dict(decode.encoder_options),
-        overwrite=decode.overwrite,
-    ).abort()
+    pictures = Pictures(width, height, decode.frame_rate or info.frame_rate, info.time_base)
+    if names_pictures(path):
+        PictureWriter(path, pictures, decode.encoding(PICTURE_CODECS[path.suffix.lower()]), decode.overwrite).abort()
+    else:
+        VideoWriter(path, pictures, decode.encoding(default_codec(path)), overwrite=decode.overwrite).abort()
 
 
 def _file_psnr(source: str | Path, output: str | Path, latents: LatentVideo) -> float:

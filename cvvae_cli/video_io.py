@@ -1,6 +1,6 @@
-"""Reading video files frame by frame as upright RGB of 8 or 16 bits, and the one door to all video files.
+"""Reading video files frame by frame as upright RGB of 8 or 16 bits, and the one door to all video files that are read.
 
-`probe` and `VideoReader` live here; `VideoWriter` and `write_sidecar` are passed on, so that callers need one
+`probe` and `VideoReader` live here; `write_sidecar` is passed on, so that callers need one
 import. Frames stream: a few are in memory at a time, whatever the length. The network, latents and quality
 are unknown here.
 """
@@ -26,9 +26,8 @@ from cvvae_cli.reading_notes import Counts, count_notes, source_notes
 from cvvae_cli.sidecar import write_sidecar
 from cvvae_cli.video_decoder import VideoDecoder
 from cvvae_cli.video_info import VideoInfo, describe_video, orientation_of
-from cvvae_cli.video_writer import VideoWriter
 
-__all__ = ["Colour", "Frame", "Reading", "VideoInfo", "VideoReader", "VideoWriter", "probe", "write_sidecar"]
+__all__ = ["Colour", "Frame", "Reading", "VideoInfo", "VideoReader", "probe", "write_sidecar"]
 
 _SAME_MOMENT = Fraction(1, 2000)
 """Half a tick of the coarsest common time base: `--start 0.333` means the frame at one third."""

@@ -6,16 +6,13 @@ container. It does not know where frames come from or what a latent is.
 
 import contextlib
 import math
-from collections.abc import Mapping
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
 
 import numpy as np
 
-from cvvae_cli.colour import Colour
-from cvvae_cli.container_tags import ContainerTags
 from cvvae_cli.errors import OutputError, UsageError
 from cvvae_cli.host_memory import return_freed_memory
 from cvvae_cli.output_errors import exists_already, told_on_failure
@@ -53,24 +50,10 @@ class VideoWriter:
 
     def __init__(
         self,
-        path: str | Path,
-        width: int,
-        height: int,
-        frame_rate: Fraction,
-        time_base: Fraction,
-        *,
-        colour: Colour | None = None,
-        sample_aspect_ratio: Fraction = Fraction(1),
-        codec: str | None = None,
-        crf: float | None = None,
-        preset: str | None = None,
-        pix_fmt: str | None = None,
-        depth: int = 8,
-        encoder_options: Mapping[str, str] | None = None,
-        sidecar: BinaryIO | None = None,
-        tags: ContainerTags | None = None,
-        time_origin: Fraction = Fraction(0),
-        sound_stop: Fraction | None = None,
+        path: Path,
+        pictures: Pictures,
+        encoding: Encoding | None = None,
+        beside: Beside = Beside(),
         overwrite: bool = False,
         segment_frames: int | None = None,
         run: dict | None = None,
@@ -79,22 +62,10 @@ class VideoWriter:
 
         Args:
             path: .mp4, .m4v, .mov, .mkv, .webm, or .png for a single frame.
-            width: pixels, 1 or more; odd sizes are kept (as 4:4:4 where the encoder needs that).
-            height: pixels, 1 or more.
-            frame_rate: average frames per second; what the container states, the timestamps decide.
-            time_base: seconds per tick of `write`'s times.
-            colour: the source's description; what it leaves unsaid is chosen by size, used and tagged.
-            sample_aspect_ratio: width of a pixel over its height.
-            codec: FFmpeg's encoder; None chooses by the extension.
-            crf: constant quality, smaller is better; None is 16 for x264 and alike values for others.
-            preset: the encoder's; None is its own default (medium for x264).
-            pix_fmt: None is yuv420p, yuv444p at odd sizes, or RGB for ffv1, libx264rgb and png.
-            depth: bits per component, 8 or 10, where no `pix_fmt` is named.
-            encoder_options: as `ffmpeg -NAME VALUE` has them.
-            sidecar: sound and subtitles from `write_sidecar`, a file that stays open until the writer is closed.
-            tags: titles and chapters.
-            time_origin: moment of the source, in seconds, that becomes 0 in the file; video and sound alike.
-            sound_stop: moment of the source, in seconds, from which on sound and chapters are left out; None takes all.
+            pictures: what is encoded. Odd sizes are kept (as 4:4:4 where the encoder needs that); the container states the frame
+                rate, the timestamps decide.
+            encoding: how; None is the usual codec of the extension.
+            beside: sound, subtitles, titles, and when the video begins.
             overwrite: whether an existing file may be replaced.
             segment_frames: after so many frames a new encoder begins; None encodes all with one.
             run: all that shapes the file, JSON-ready: an unfinished run of the same description is continued behind its last
@@ -104,12 +75,11 @@ class VideoWriter:
             OutputError: the file exists, its folder is missing or may not be written, or another process writes it.
             UsageError: extension, codec, pixel format or option unknown, or not to be combined.
         """
-        self.path = Path(path)
+        self.path = path
         self.notes: list[str] = []
         self.journal: RunJournal | None = None
-        self._pictures = Pictures(width, height, frame_rate, Fraction(time_base), sample_aspect_ratio, colour or Colour())
-        self._segment_frames = segment_frames
-        self._offset = round(Fraction(time_origin) / self._pictures.time_base)
+        self._time_base, self._segment_frames = pictures.time_base, segment_frames
+        self._offset = round(beside.origin / pictures.time_base)
         self._durations: dict[int, int] = {}
         self._overwrite = overwrite
         self._part = _part_of(self.path, overwrite)
@@ -117,17 +87,15 @@ class VideoWriter:
         self._container: VideoContainer | None = None
         try:
             self._open_files(run)
-            suffix = self.path.suffix.lower()
-            self._codec = codec or DEFAULT_CODECS[suffix]
-            options = _container_options(suffix, self._pictures.time_base)
-            self._container = VideoContainer(f"file:{self._part}", suffix, self._codec, self._pictures, options)
-            wanted = Encoding(self._codec, crf, preset, pix_fmt, tuple((encoder_options or {}).items()), depth)
-            self._encoder = VideoEncoder(self._pictures, wanted, self._container.stream.codec_context.flags)
-            self.deep = self._encoder.deep
-            if sidecar is not None and suffix == ".png":
+            suffix, encoding = self.path.suffix.lower(), encoding or Encoding(default_codec(self.path))
+            options = _container_options(suffix, pictures.time_base)
+            self._container = VideoContainer(f"file:{self._part}", suffix, encoding.codec, pictures, options)
+            self._encoder = VideoEncoder(pictures, encoding, self._container.stream.codec_context.flags)
+            self._codec, self.deep = encoding.codec, self._encoder.deep
+            if beside.sidecar is not None and suffix == ".png":
                 self.notes.append("The sound was left out, since a picture holds none.")
-                sidecar = None
-            self._container.add(Beside(sidecar, tags, Fraction(time_origin), sound_stop))
+                beside = replace(beside, sidecar=None)
+            self._container.add(beside)
             self.notes += self._container.notes
         except BaseException as error:
             self._give_up(error)
@@ -200,7 +168,7 @@ class VideoWriter:
         # Not before: an open encoder keeps its memory.
         self._encoder.open(self._container.stream.codec_context)
         for packet in packets.packets():
-            packet.time_base = self._pictures.time_base
+            packet.time_base = self._time_base
             self._container.mux(packet)
         self._container.close()
         self._container = None
@@ -236,10 +204,21 @@ class VideoWriter:
         self.abort(self._packets is not None and keeps(self.journal, self._packets.frames, error))
 
 
+def default_codec(path: Path) -> str:
+    """FFmpeg's encoder for a file of this name, unless another is asked for.
+
+    Raises:
+        UsageError: the extension is unknown.
+    """
+    codec = DEFAULT_CODECS.get(path.suffix.lower())
+    if codec is None:
+        raise UsageError(f"{path} must end in one of {', '.join(DEFAULT_CODECS)}; got {path.suffix or 'no extension'!r}.")
+    return codec
+
+
 def _part_of(path: Path, overwrite: bool) -> Path:
     """Checks a name and returns that of the hidden file beside it."""
-    if path.suffix.lower() not in DEFAULT_CODECS:
-        raise UsageError(f"{path} must end in one of {', '.join(DEFAULT_CODECS)}; got {path.suffix or 'no extension'!r}.")
+    default_codec(path)
     if path.is_dir():
         raise OutputError(f"{path} is a folder; name a file in it.")
     if path.exists() and not overwrite:

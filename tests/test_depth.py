@@ -12,6 +12,7 @@ import pytest
 import torch
 from clips import deep_pictures, write_video
 from encoded_clip import TILING, decoded
+from writers import open_writer
 
 from cvvae_cli.autoencoder import Autoencoder
 from cvvae_cli.codec import decode_tensor, encode_tensor, to_words
@@ -22,7 +23,7 @@ from cvvae_cli.latent_file import LatentReader
 from cvvae_cli.latent_video import LatentVideo
 from cvvae_cli.metrics import Comparison, Quality
 from cvvae_cli.roundtrip import SourceComparison, check_latents, roundtrip_file
-from cvvae_cli.video_io import VideoReader, VideoWriter, probe
+from cvvae_cli.video_io import VideoReader, probe
 
 folder, model = encoded_clip.folder, encoded_clip.model
 
@@ -146,10 +147,10 @@ def test_another_depth_is_refused(depth: int) -> None:
     ],
 )
 def test_which_format_10_bits_take(tmp_path: Path, name: str, options: dict[str, str], pixels: str) -> None:
-    with VideoWriter(tmp_path / name, 64, 64, Fraction(25), Fraction(1, 25), depth=10, **options) as writer:
+    with open_writer(tmp_path / name, 64, 64, Fraction(25), Fraction(1, 25), depth=10, **options) as writer:
         writer.write(np.full((64, 64, 3), 30000, np.uint16), 0, 1)
     assert probe(tmp_path / name).pix_fmt == pixels
-    with VideoWriter(tmp_path / "odd.mp4", 33, 64, Fraction(25), Fraction(1, 25), depth=10) as writer:
+    with open_writer(tmp_path / "odd.mp4", 33, 64, Fraction(25), Fraction(1, 25), depth=10) as writer:
         writer.write(np.full((64, 33, 3), 30000, np.uint16), 0, 1)
     assert probe(tmp_path / "odd.mp4").pix_fmt == "yuv444p10le"
 
@@ -160,5 +161,5 @@ def test_which_format_10_bits_take(tmp_path: Path, name: str, options: dict[str,
 )
 def test_what_has_no_10_bits_is_refused(tmp_path: Path, name: str, options: dict[str, str], words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        VideoWriter(tmp_path / name, 64, 64, Fraction(25), Fraction(1, 25), depth=10, **options)
+        open_writer(tmp_path / name, 64, 64, Fraction(25), Fraction(1, 25), depth=10, **options)
     assert not list(tmp_path.iterdir())

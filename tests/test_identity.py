@@ -12,6 +12,7 @@ import pytest
 import torch
 from clips import deep_pictures, write_video
 from torch import Tensor
+from writers import open_writer
 
 from cvvae_cli.autoencoder import Autoencoder
 from cvvae_cli.colour import FULL, LIMITED, Colour
@@ -19,7 +20,7 @@ from cvvae_cli.config import CompactConfig, Tiling
 from cvvae_cli.decoding import DecodeOptions, decode_file
 from cvvae_cli.encoding import EncodeOptions, encode_file
 from cvvae_cli.roundtrip import check_video, roundtrip_file
-from cvvae_cli.video_io import VideoReader, VideoWriter
+from cvvae_cli.video_io import VideoReader
 
 LEAST_DB = 48.0
 """Of each plane: 8-bit RGB in between costs half a level, 4:2:0 chroma an upsampling and a downsampling."""
@@ -110,8 +111,8 @@ def test_every_plane_comes_back(
         info = reader.info
         assert reader.deep == (bits > 8)
         assert (info.colour.matrix, info.colour.range, info.pix_fmt) == (matrix, limits, pix_fmt)
-        chosen = {"codec": codec, "pix_fmt": pix_fmt, "encoder_options": options, "colour": info.colour}
-        with VideoWriter(copy, WIDTH, HEIGHT, info.frame_rate, info.time_base, **chosen) as writer:
+        chosen = {"codec": codec, "pix_fmt": pix_fmt, "options": options, "colour": info.colour}
+        with open_writer(copy, WIDTH, HEIGHT, info.frame_rate, info.time_base, **chosen) as writer:
             for frame in reader:
                 writer.write(frame.rgb, frame.pts, frame.duration)
     assert_came_back(given, planes_of(copy), pix_fmt, bits)
@@ -129,8 +130,8 @@ def test_frames_of_16_bits_give_the_10_bit_planes_of_the_standard(
     """PQ is carried through. Luma out of frames of 8 bits would have 63 dB at most."""
     lossless = {"libx264": {"qp": "0"}, "libx265": {"x265-params": "lossless=1:log-level=error"}, "ffv1": {}}[codec]
     wanted = [planes_by_definition(scene(i), matrix, limits == FULL, "420" in pix_fmt, 10) for i in range(FRAMES)]
-    options = {"codec": codec, "pix_fmt": pix_fmt, "encoder_options": lossless, "colour": Colour(matrix, limits, 9, 16)}
-    with VideoWriter(tmp_path / "a.mkv", WIDTH, HEIGHT, Fraction(25), Fraction(1, 25), depth=10, **options) as writer:
+    options = {"codec": codec, "pix_fmt": pix_fmt, "options": lossless, "colour": Colour(matrix, limits, 9, 16)}
+    with open_writer(tmp_path / "a.mkv", WIDTH, HEIGHT, Fraction(25), Fraction(1, 25), depth=10, **options) as writer:
         for index in range(FRAMES):
             writer.write(np.round(scene(index) * 65535).astype(np.uint16), index, 1)
     assert writer.deep

@@ -14,11 +14,13 @@ import av
 import numpy as np
 import pytest
 from clips import moving_pictures, sound_packets, write_sine, write_video
+from writers import open_writer
 
 from cvvae_cli.errors import OutputError, VideoError
 from cvvae_cli.latent_writer import LatentWriter
 from cvvae_cli.sidecar import SidecarCopy
-from cvvae_cli.video_io import VideoReader, VideoWriter, write_sidecar
+from cvvae_cli.video_io import VideoReader, write_sidecar
+from cvvae_cli.video_writer import VideoWriter
 
 BASE = Fraction(1, 12800)
 
@@ -40,7 +42,7 @@ def sidecar_of(path: Path, start: float = 0.0, stop: float | None = None) -> Bin
 
 
 def copy(path: Path, pictures: list[np.ndarray], sidecar: BinaryIO | None, **options: object) -> VideoWriter:
-    with VideoWriter(path, 64, 48, Fraction(25), BASE, sidecar=sidecar, **options) as writer:
+    with open_writer(path, 64, 48, Fraction(25), BASE, sidecar=sidecar, **options) as writer:
         for index, picture in enumerate(pictures):
             writer.write(picture, index * 512, 512)
     return writer
@@ -78,7 +80,7 @@ def test_the_sidecar_is_a_file_that_players_open(clip: Path) -> None:
 
 def test_sound_is_interleaved_with_pictures(tmp_path: Path, clip: Path, pictures: list[np.ndarray]) -> None:
     path = tmp_path / "a.mp4"
-    copy(path, pictures, sidecar_of(clip), encoder_options={"tune": "zerolatency"})
+    copy(path, pictures, sidecar_of(clip), options={"tune": "zerolatency"})
     with av.open(str(path)) as container:
         order = [(p.pos, float(p.dts * p.time_base)) for p in container.demux() if p.size]
     order.sort()
@@ -91,7 +93,7 @@ def test_a_span_takes_its_packets_and_origin_moves_them(tmp_path: Path, clip: Pa
     wanted = [(time, data) for time, data in source if Fraction(2, 5) <= time < Fraction(4, 5)]
     sidecar = sidecar_of(clip, start=0.4, stop=0.8)
     path = tmp_path / "a.mp4"
-    with VideoWriter(path, 64, 48, Fraction(25), BASE, sidecar=sidecar, time_origin=Fraction(2, 5)) as writer:
+    with open_writer(path, 64, 48, Fraction(25), BASE, sidecar=sidecar, origin=Fraction(2, 5)) as writer:
         for index in range(10, 20):
             writer.write(pictures[index], index * 512, 512)
     back = sound_packets(path)
@@ -240,11 +242,15 @@ def write_wave(path: Path, mebibytes: int) -> Path:
 
 THERE_AND_BACK = """
 import re, sys
+from pathlib import Path
 from fractions import Fraction
 import numpy as np
 from cvvae_cli.latent_file import LatentReader
 from cvvae_cli.latent_writer import LatentWriter
-from cvvae_cli.video_io import VideoWriter, write_sidecar
+from cvvae_cli.video_container import Beside
+from cvvae_cli.video_encoder import Pictures
+from cvvae_cli.video_io import write_sidecar
+from cvvae_cli.video_writer import VideoWriter
 
 source, latents, output = sys.argv[1:]
 with LatentWriter(latents, 1, 1, 1) as writer, writer.scratch_file() as file:
@@ -252,7 +258,8 @@ with LatentWriter(latents, 1, 1, 1) as writer, writer.scratch_file() as file:
     assert write_sidecar(source, file)
     writer.close({}, {"sidecar": file})
 with LatentReader(latents) as reader:
-    with VideoWriter(output, 16, 16, Fraction(1), Fraction(1), sidecar=reader.open_tensor("sidecar")) as writer:
+    pictures = Pictures(16, 16, Fraction(1), Fraction(1))
+    with VideoWriter(Path(output), pictures, beside=Beside(reader.open_tensor("sidecar"))) as writer:
         writer.write(np.zeros((16, 16, 3), np.uint8), 0, 1)
 print(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1])
 """

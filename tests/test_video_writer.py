@@ -8,10 +8,12 @@ import av
 import numpy as np
 import pytest
 from clips import moving_pictures, psnr
+from writers import open_writer
 
 from cvvae_cli.colour import Colour
 from cvvae_cli.errors import OutputError, UsageError
-from cvvae_cli.video_io import VideoReader, VideoWriter, probe
+from cvvae_cli.video_io import VideoReader, probe
+from cvvae_cli.video_writer import VideoWriter
 
 RATE = Fraction(30000, 1001)
 BASE = Fraction(1, 30000)
@@ -27,7 +29,7 @@ def write(path: Path, pictures: list[np.ndarray], times: list[int] | None = None
     """Writes pictures; the last one lasts 700 ticks, the others until the next."""
     height, width = pictures[0].shape[:2]
     times = times or TIMES[: len(pictures)]
-    with VideoWriter(path, width, height, RATE, BASE, **options) as writer:
+    with open_writer(path, width, height, RATE, BASE, **options) as writer:
         for picture, pts, after in zip(pictures, times, [*times[1:], times[-1] + 700], strict=True):
             writer.write(picture, pts, after - pts)
     return writer
@@ -42,8 +44,8 @@ def folder_of(path: Path) -> set[str]:
     [
         ("a.mkv", {"codec": "ffv1"}),
         ("a.mkv", {"codec": "ffv1", "pix_fmt": "gbrp10le"}),
-        ("a.mp4", {"codec": "libx264rgb", "encoder_options": {"qp": "0"}}),
-        ("a.mov", {"codec": "libx264rgb", "encoder_options": {"qp": 0}}),
+        ("a.mp4", {"codec": "libx264rgb", "options": {"qp": "0"}}),
+        ("a.mov", {"codec": "libx264rgb", "options": {"qp": "0"}}),
     ],
 )
 def test_lossless_codecs_give_every_pixel_back(tmp_path: Path, pictures: list[np.ndarray], name: str, options: dict) -> None:
@@ -71,7 +73,7 @@ def test_irregular_times_come_back(tmp_path: Path, pictures: list[np.ndarray], s
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
 def test_the_last_frame_lasts_as_long_as_it_should(tmp_path: Path, pictures: list[np.ndarray], name: str) -> None:
-    write(tmp_path / name, pictures, [i * 1001 for i in range(6)], encoder_options={"bf": "0"})
+    write(tmp_path / name, pictures, [i * 1001 for i in range(6)], options={"bf": "0"})
     with VideoReader(tmp_path / name) as reader:
         last = list(reader)[-1].duration * reader.info.time_base
     assert abs(last - 700 * BASE) < Fraction(1, 900)
@@ -79,7 +81,7 @@ def test_the_last_frame_lasts_as_long_as_it_should(tmp_path: Path, pictures: lis
 
 def test_origin_moves_the_beginning_to_zero(tmp_path: Path, pictures: list[np.ndarray]) -> None:
     path = tmp_path / "a.mp4"
-    write(path, pictures, time_origin=TIMES[0] * BASE)
+    write(path, pictures, origin=TIMES[0] * BASE)
     with VideoReader(path) as reader:
         assert [round(frame.pts * reader.info.time_base / BASE) for frame in reader] == [t - TIMES[0] for t in TIMES]
 
@@ -93,7 +95,7 @@ def test_yuv_is_tagged_as_it_was_computed(
     path = tmp_path / name
     options = {"qp": "0"} if name == "a.mp4" else {}
     codec = "libx264" if name == "a.mp4" else "ffv1"
-    write(path, pictures[:2], colour=Colour(matrix, limits, 9, 16), codec=codec, pix_fmt="yuv420p", encoder_options=options)
+    write(path, pictures[:2], colour=Colour(matrix, limits, 9, 16), codec=codec, pix_fmt="yuv420p", options=options)
     with VideoReader(path) as reader:
         assert reader.info.colour == Colour(matrix, limits, 9, 16)
         assert all(psnr(frame.rgb, picture) > 40 for frame, picture in zip(reader, pictures, strict=False))
@@ -104,7 +106,7 @@ def test_yuv_is_tagged_as_it_was_computed(
 def test_identity_keeps_luma_and_chroma(tmp_path: Path, matrix: int, limits: int) -> None:
     """Source YUV -> reader's RGB -> writer's YUV: 48 dB and more on each plane."""
     source, copy = tmp_path / "source.mp4", tmp_path / "copy.mp4"
-    lossless = {"codec": "libx264", "encoder_options": {"qp": "0"}}
+    lossless = {"codec": "libx264", "options": {"qp": "0"}}
     write(source, moving_pictures(4, 96, 64), colour=Colour(matrix, limits, 1, 1), **lossless)
     with VideoReader(source) as reader:
         frames = list(reader)
@@ -149,7 +151,7 @@ def test_quality_options_reach_the_encoder(tmp_path: Path) -> None:
     for name, options in {
         "default": {},
         "coarse": {"crf": 45},
-        "option": {"encoder_options": {"crf": "45"}},
+        "option": {"options": {"crf": "45"}},
         "fine": {"crf": 4, "preset": "ultrafast"},
     }.items():
         path = tmp_path / f"{name}.mp4"
@@ -179,14 +181,14 @@ def test_vp9_in_webm_and_one_png(tmp_path: Path, pictures: list[np.ndarray]) -> 
         ("a.mp4", {"codec": "nonsense"}, "no encoder"),
         ("a.mp4", {"codec": "aac"}, "does not encode video"),
         ("a.mkv", {"codec": "ffv1", "crf": 20}, "no option crf"),
-        ("a.mp4", {"encoder_options": {"sharpness": "9"}}, "no option sharpness"),
+        ("a.mp4", {"options": {"sharpness": "9"}}, "no option sharpness"),
         ("a.mp4", {"preset": "lazy"}, "preset=lazy"),
         ("a.mp4", {"pix_fmt": "rgb555"}, "does not encode"),
     ],
 )
 def test_impossible_wishes_are_refused(tmp_path: Path, name: str, options: dict, words: str) -> None:
     with pytest.raises(UsageError, match=words) as failure:
-        VideoWriter(tmp_path / name, 64, 48, RATE, BASE, **options)
+        open_writer(tmp_path / name, 64, 48, RATE, BASE, **options)
     assert "\n" not in str(failure.value)
     assert not list(tmp_path.iterdir())
 
@@ -212,7 +214,7 @@ def test_outputs_are_not_replaced_unasked(tmp_path: Path, pictures: list[np.ndar
 def test_an_interrupted_output_leaves_nothing(tmp_path: Path, pictures: list[np.ndarray], failure: type) -> None:
     old = tmp_path / "a.mp4"
     old.write_bytes(b"old")
-    with pytest.raises(failure), VideoWriter(old, 64, 48, RATE, BASE, overwrite=True) as writer:
+    with pytest.raises(failure), open_writer(old, 64, 48, RATE, BASE, overwrite=True) as writer:
         writer.write(pictures[0], 0, 1001)
         raise failure
     assert old.read_bytes() == b"old"
@@ -220,7 +222,7 @@ def test_an_interrupted_output_leaves_nothing(tmp_path: Path, pictures: list[np.
 
 
 def test_no_frame_is_no_file(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="no frame"), VideoWriter(tmp_path / "a.mp4", 64, 48, RATE, BASE):
+    with pytest.raises(OutputError, match="no frame"), open_writer(tmp_path / "a.mp4", 64, 48, RATE, BASE):
         pass
     assert not list(tmp_path.iterdir())
 
@@ -253,7 +255,7 @@ UNEVEN = [1001 * i + (i % 3) * 100 for i in range(23)]
 
 
 def begun(path: Path, **options: object) -> VideoWriter:
-    return VideoWriter(path, 64, 48, RATE, BASE, **({"segment_frames": 5, "run": RUN} | options))
+    return open_writer(path, 64, 48, RATE, BASE, **({"segment_frames": 5, "run": RUN} | options))
 
 
 def carry_on(writer: VideoWriter, stop: int) -> None:
