@@ -259,6 +259,8 @@ class _Decoding:
             if self.done and resumed:
                 resumed(self.done)
             plan = Plan(settled_tiling(self.writer.journal if self.writer else None, self._fitting_tiling))
+            if self.tiling is None:
+                self._notes += _cut_otherwise(self.latents.tiling, plan.tiling)
             self._notes += anchors_left_out(
                 self.latents, plan.tiling, (self.first, self.stop), self.options.keep_going, self._damage
             )
@@ -332,6 +334,14 @@ class _Decoding:
         if ends and self.against is not None and self.writer is not None and self.writer.journal is not None:
             with told_on_failure(self._output):
                 self.writer.journal.add(["compared", frames, self.against.sums])
+
+
+def _cut_otherwise(recorded: Tiling | None, tiling: Tiling) -> list[str]:
+    """A word where the device's memory did not allow the recorded cut."""
+    if recorded is None or (recorded.tile, recorded.chunk) == (tiling.tile, tiling.chunk):
+        return []
+    cuts = [f"tiles of {cut.tile} px and chunks of {cut.chunk} frames" for cut in (recorded, tiling)]
+    return [f"The file records {cuts[0]}, for which memory does not suffice; {cuts[1]} were decoded."]
 
 
 def _segment_frames(tiling: Tiling) -> int:

@@ -11,6 +11,7 @@ from clips import sound_packets, write_video
 from encoded_clip import PICTURES, PTS, TICK, TILING, decoded, frames_of
 from tiny_model import TINY
 
+from cvvae_cli import memory_model
 from cvvae_cli.autoencoder import Autoencoder
 from cvvae_cli.codec import decode_tensor, encode_tensor, to_bytes
 from cvvae_cli.config import Tiling
@@ -32,6 +33,17 @@ def test_frames_times_size_and_sound_come_back(folder, model, tmp_path):
     frames, times = frames_of(tmp_path / "back.mp4")
     assert frames.shape == (24, 45, 61, 3) and times == [pts * TICK for pts in PTS]
     assert sound_packets(tmp_path / "back.mp4") == sound_packets(folder / "clip.mp4")
+
+
+def test_a_cut_that_does_not_fit_is_made_smaller_and_said(folder, model, tmp_path, monkeypatch):
+    encode_file(folder / "clip.mp4", tmp_path / "long.latent", model=model, tiling=Tiling(128, 32, 4, 33))
+    monkeypatch.setattr(memory_model, "memory_budget", lambda device: 1)
+    report = decode_file(tmp_path / "long.latent", tmp_path / "a.mkv", model=model)
+    assert report.tiling == Tiling(64, 16, 4, 17)
+    (note,) = report.notes
+    assert "128 px and chunks of 33 frames" in note and "64 px and chunks of 17 frames were decoded" in note
+    assert decode_file(tmp_path / "long.latent", tmp_path / "b.mkv", model=model, tiling=Tiling(64, 16, 4, 17)).notes == ()
+    assert (tmp_path / "a.mkv").read_bytes() == (tmp_path / "b.mkv").read_bytes()
 
 
 def test_the_frames_are_those_of_the_tensor_functions(folder, model):
