@@ -2,7 +2,8 @@
 
     python benchmarks/memory_flat.py --seconds 10 300 --rate 10 --repeats 3 --out benchmarks/memory_flat.json
 
-Each run is a process of its own; its peak is what the operating system accounts to it, and a figure is the median of
+Each run is a process of its own. Its peak is what the operating system accounts to it; beside it stands the mean of what it holds
+in the later half of its time, which does not depend on how often chance has piled up what two threads hold. A figure is the median of
 several runs. The clips have sound and lie in a temporary folder; a process of its own makes them, because Linux counts
 the peak of a parent to its children.
 """
@@ -15,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from cvvae_cli.video_encoder import Encoding, Pictures
 from cvvae_cli.video_writer import VideoWriter
 
 WIDTH, HEIGHT = 854, 480
+SECONDS_BETWEEN_LOOKS = 0.1
 
 
 def make_clip(path: Path, seconds: float, rate: int) -> None:
@@ -36,13 +39,19 @@ def make_clip(path: Path, seconds: float, rate: int) -> None:
             writer.write(np.ascontiguousarray(frame), index, 1)
 
 
-def peak_mib(*arguments: str) -> float:
-    """Peak resident memory of one command, MiB."""
-    process = subprocess.Popen([sys.executable, "-m", "cvvae_cli", *arguments, "--quiet"])
-    _, status, usage = os.wait4(process.pid, 0)
+def resident_mib(*arguments: str) -> tuple[float, float]:
+    """Peak resident memory of one command, and its mean over the later half of the time, MiB."""
+    process, held = subprocess.Popen([sys.executable, "-m", "cvvae_cli", *arguments, "--quiet"]), []
+    statm, pages = Path(f"/proc/{process.pid}/statm"), os.sysconf("SC_PAGE_SIZE") / 2**20
+    while True:
+        held.append(int(statm.read_text().split()[1]) * pages)  # of a process that nobody has waited for yet
+        ended, status, usage = os.wait4(process.pid, os.WNOHANG)
+        if ended:
+            break
+        time.sleep(SECONDS_BETWEEN_LOOKS)
     if status:
         raise SystemExit(f"cvvae {' '.join(arguments)} failed")
-    return usage.ru_maxrss / 2**10
+    return usage.ru_maxrss / 2**10, statistics.mean(held[len(held) // 2 :])
 
 
 def main() -> None:
@@ -58,16 +67,16 @@ def main() -> None:
         for seconds in arguments.seconds:
             clip, latents, back = (Path(folder) / f"{seconds}{suffix}" for suffix in (".mp4", ".latent", ".back.mp4"))
             maker.apply(make_clip, (clip, seconds, arguments.rate))
-            commands = {"encode_mib": ("encode", str(clip), str(latents)), "decode_mib": ("decode", str(latents), str(back))}
-            values = {
-                name: [peak_mib(*command, "--model", arguments.model, "-y") for _ in range(arguments.repeats)]
-                for name, command in commands.items()
-            }
+            commands = (("encode", str(clip), str(latents)), ("decode", str(latents), str(back)))
+            values: dict[str, list[float]] = {}
+            for verb, *words in commands:
+                found = [resident_mib(verb, *words, "--model", arguments.model, "-y") for _ in range(arguments.repeats)]
+                values[f"{verb}_peak_mib"], values[f"{verb}_mean_mib"] = (list(figures) for figures in zip(*found))
             row = {"seconds": seconds, "frames": round(seconds * arguments.rate), "size": f"{WIDTH}x{HEIGHT}"}
-            row |= {name: statistics.median(peaks) for name, peaks in values.items()} | {"values": values}
+            row |= {name: statistics.median(figures) for name, figures in values.items()} | {"values": values}
             rows.append(row)
             print(json.dumps(row), flush=True)
-    growth = {key: rows[1][key] / rows[0][key] - 1 for key in ("encode_mib", "decode_mib")}
+    growth = {key: rows[1][key] / rows[0][key] - 1 for key in rows[0]["values"]}
     print(json.dumps({"growth": growth}))
     if arguments.out:
         Path(arguments.out).write_text(json.dumps({"runs": rows, "growth": growth}, indent=1) + "\n", encoding="utf-8")
