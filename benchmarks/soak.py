@@ -21,8 +21,8 @@ from cvvae_cli.checkpoint import load_model, resolve_device, resolve_dtype
 from cvvae_cli.config import Tiling
 from cvvae_cli.decoding import DecodeOptions, decode_file
 from cvvae_cli.encoding import EncodeOptions, encode_file
-from cvvae_cli.host_memory import keep_freed_memory
 from cvvae_cli.machine import device_name
+from cvvae_cli.memory_model import keep_memory
 from cvvae_cli.provenance import source_commit
 
 MIB = 2**20
@@ -69,9 +69,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
-    keep_freed_memory()
     device = resolve_device("auto")
     model = load_model(arguments.model, device, resolve_dtype("auto", device))
+    keep_memory(model)
     samples, stop, rounds, frames = [], threading.Event(), 0, 0
     with tempfile.TemporaryDirectory() as name:
         clip, latents, video = (Path(name) / part for part in ("clip.mp4", "a.latent", "a.mp4"))

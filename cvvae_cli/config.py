@@ -158,7 +158,7 @@ SMALLEST_TILE = 64
 """Pixels; below it, tiles are mostly overlap."""
 
 
-LONGEST_CHUNK = 1025
+SHORTEST_CHUNK, LONGEST_CHUNK = 5, 1025
 """Frames; a chunk is held whole, and a latent file says how long its chunks are."""
 
 
@@ -192,8 +192,8 @@ class Tiling:
             raise UsageError(f"Batch {self.batch} must be 1 tile or more; pass --batch 1.")
         if self.tile < SMALLEST_TILE:
             raise UsageError(f"Tile {self.tile} px is too small; pass --tile {SMALLEST_TILE} or more.")
-        if not 5 <= self.chunk <= LONGEST_CHUNK or self.chunk % ratio_t != 1:
-            raise UsageError(f"Chunk {self.chunk} must be 1 + 4k frames, 5 to {LONGEST_CHUNK}; pass --chunk 17.")
+        if not SHORTEST_CHUNK <= self.chunk <= LONGEST_CHUNK or self.chunk % ratio_t != 1:
+            raise UsageError(f"Chunk {self.chunk} must be 1 + 4k frames, {SHORTEST_CHUNK} to {LONGEST_CHUNK}; pass --chunk 17.")
         if self.mode not in ("blend", "official"):
             raise UsageError(f"Tiling {self.mode!r} is unknown; pass --tiling blend or --tiling official.")
         if self.norm not in get_args(Norm):

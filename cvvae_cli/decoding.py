@@ -20,7 +20,7 @@ from cvvae_cli.decode_damage import anchors_left_out, sidecar_of, tags_of, told_
 from cvvae_cli.decoded_frames import decoded_frames
 from cvvae_cli.errors import UsageError
 from cvvae_cli.geometry import TEMPORAL_COMPRESSION_RATIO as STEP
-from cvvae_cli.geometry import chunk_stride
+from cvvae_cli.geometry import chunk_stride, frame_count
 from cvvae_cli.latent_video import LatentVideo, check_model
 from cvvae_cli.media import keep_inputs
 from cvvae_cli.memory_model import tiling_within
@@ -34,6 +34,8 @@ from cvvae_cli.video_container import Beside
 from cvvae_cli.video_encoder import Encoding, Pictures
 from cvvae_cli.video_writer import VideoWriter, default_codec
 
+COMPARED = "compared"
+"""Kind of the journal's lines [kind, frames, sums]; a line stands before the part that ends with these frames."""
 SEGMENT_CHUNKS = 4
 """Chunks after which the video is closed to what comes, so that a stopped run can go on there."""
 Writer = VideoWriter | PictureWriter | StreamWriter
@@ -159,6 +161,7 @@ def decode_file(
         LatentFileError, UsageError: nothing is left behind.
         OutputError, DeviceError: the same call goes on behind the last whole segment or picture, as after any interruption.
         BrokenPipeError: the reader of the standard output is gone.
+        VideoError, QualityError: out of `against`; nothing is left behind.
     """
     options, clock = options or DecodeOptions(), clock or StageClock()
     began = perf_counter()
@@ -309,7 +312,7 @@ class _Decoding:
         return (*self._notes, *plan.notes, *dropped, *(writer.notes if writer else ()), *damage), tuple(damage)
 
     def _fitting_tiling(self) -> Tiling:
-        size = (self.latents.height, self.latents.width)
+        size = (frame_count(self.latents.latent_frames), self.latents.height, self.latents.width)
         return self.tiling or tiling_within(self.model, self.latents.tiling, *size, self.deep)
 
     def _compared_until(self, begin: int) -> int:
@@ -317,7 +320,7 @@ class _Decoding:
         if not self.done:
             return begin
         assert self.against is not None and self.writer is not None and self.writer.journal is not None
-        compared = {entry[1]: entry[2] for entry in self.writer.journal.entries if entry[0] == "compared"}
+        compared = {entry[1]: entry[2] for entry in self.writer.journal.entries if entry[0] == COMPARED}
         self.against.go_on(self.done, compared[self.done])
         return begin - 1
 
@@ -333,7 +336,7 @@ class _Decoding:
         ends = frames % self._part_frames == 0 or frames == self.stop - self.first
         if ends and self.against is not None and self.writer is not None and self.writer.journal is not None:
             with told_on_failure(self._output):
-                self.writer.journal.add(["compared", frames, self.against.sums])
+                self.writer.journal.add([COMPARED, frames, self.against.sums])
 
 
 def _cut_otherwise(recorded: Tiling | None, tiling: Tiling) -> list[str]:

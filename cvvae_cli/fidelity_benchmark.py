@@ -14,7 +14,7 @@ import torch
 
 from cvvae_cli.autoencoder import Autoencoder
 from cvvae_cli.codec import Plan, Progress, cropped_frames, decode_frames, draw_latents, encode_frames, no_progress, pad_to_cells
-from cvvae_cli.config import CompactConfig, Tiling
+from cvvae_cli.config import SHORTEST_CHUNK, CompactConfig, Tiling
 from cvvae_cli.errors import DeviceError, UsageError
 from cvvae_cli.fidelity import Cut, Figures, cut_of, figures_of, ghosting, tiles_along
 from cvvae_cli.geometry import SPATIAL_COMPRESSION_RATIO as CELL
@@ -27,9 +27,6 @@ from cvvae_cli.video_io import VideoReader
 
 MOST_PIXELS = 150_000_000
 """Of all frames of a clip, 65 frames of 1080p; source and decoded frames lie in memory, 3 bytes for each."""
-
-SHORTEST_CHUNK = 5
-
 
 @dataclass(frozen=True, eq=False)
 class RoundTrip:

@@ -6,8 +6,6 @@ from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _NEVER = -1
-# Larger blocks are few; each is worth a call of the system.
-_LARGEST_KEPT = 1 << 30
 _STATM = Path("/proc/self/statm")
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -17,16 +15,20 @@ _earlier_peak = 0
 """Highest peak before the system's own count was last begun anew, bytes."""
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory(largest: int) -> None:
     """Let the C library keep what is freed, so that the next tensor finds its pages there.
 
     A network frees and asks for the same large blocks all the time. glibc would give each back to the system and get it
     again as pages that must be cleared one by one, which on large windows costs more than the convolutions. The
-    process then holds the most it ever needed, or more. Its first thread alone gains: glibc keeps no large block for
-    another. Other C libraries, and a glibc that refuses the size, are left alone.
+    process then holds the most it ever needed, or more: glibc does not put a tensor where one of its size was, because it asks for
+    some bytes more to align it. Its first thread alone gains: glibc keeps no large block for another. Other C libraries, and a
+    glibc that refuses the size, are left alone.
+
+    Args:
+        largest: bytes of a block that is still kept. Larger ones come from the system and go back to it one by one.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None and mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT):
+    if mallopt is not None and mallopt(_M_MMAP_THRESHOLD, largest):
         mallopt(_M_TRIM_THRESHOLD, _NEVER)
 
 

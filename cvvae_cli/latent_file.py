@@ -155,13 +155,18 @@ class LatentReader:
         Raises:
             LatentFileError: the checksums are damaged.
         """
-        entry = self._small_entry("anchors")
-        size = (entry.stop - entry.start) // self.num_anchors
-        data = read_exactly(self._file, entry.start + index * size, size, self.path)
+        entry, (start, stop) = self._small_entry("anchors"), self._anchor_span(index)
+        data = read_exactly(self._file, start, stop - start, self.path)
         sums = self._anchor_sums
         if not (self._anchors_are_sound if sums is None else xxh3_64_intdigest(data) == sums[index]):
             return None
         return to_float(np.frombuffer(data, NUMPY_TYPES[entry.dtype]), entry.dtype).reshape(self.shape[1:])
+
+    def _anchor_span(self, index: int) -> tuple[int, int]:
+        """First byte of an anchor in the file, and one past the last."""
+        entry = self._entries["anchors"]
+        size = (entry.stop - entry.start) // self.num_anchors
+        return entry.start + index * size, entry.start + (index + 1) * size
 
     @functools.cached_property
     def _anchor_sums(self) -> np.ndarray | None:
@@ -219,9 +224,8 @@ class LatentReader:
         """
         check_own_header(read_header(self._file, self.file_bytes, self.path), self.path)
         damaged = [name for name in self._sums if not self._is_sound(name)]
-        if not {"anchors", "anchors_xxh3"} & {*damaged} and any(
-            self.read_anchor(number) is None for number in range(self.num_anchors)
-        ):
+        sums = None if {"anchors", "anchors_xxh3"} & {*damaged} else self._anchor_sums
+        if sums is not None and any(self._digest_of(*self._anchor_span(n)).intdigest() != sum_ for n, sum_ in enumerate(sums)):
             damaged.append("anchors_xxh3")  # sound, and of other anchors
         return damaged
 
@@ -272,10 +276,14 @@ class LatentReader:
         return self._entries[name]
 
     def _is_sound(self, name: str) -> bool:
+        entry = self._entries[name]
+        return self._digest_of(entry.start, entry.stop).hexdigest() == self._sums[name]
+
+    def _digest_of(self, start: int, stop: int) -> xxh3_64:
         digest = xxh3_64()
-        for _, block in self._blocks(self._entries[name].start, self._entries[name].stop):
+        for _, block in self._blocks(start, stop):
             digest.update(block)
-        return digest.hexdigest() == self._sums[name]
+        return digest
 
     def _damaged(self, name: str) -> LatentFileError:
         return LatentFileError(f"{self.path} is damaged: tensor {name[:NAME_LIMIT]!r} does not match its checksum; encode again.")
@@ -303,6 +311,9 @@ class LatentReader:
         latents = self._entries["latents"]
         if anchors is not None and (anchors.dtype, anchors.shape[1:]) != (latents.dtype, latents.shape[1:]):
             found = f"anchors of {anchors.dtype} {list(anchors.shape)}, not like its latents"
+            raise LatentFileError(f"{self.path} has a damaged header: {found}.")
+        if anchors is not None and anchors.shape[0] >= latents.shape[0]:  # each belongs to a latent frame behind the first
+            found = f"{anchors.shape[0]} anchors for {latents.shape[0]} latent frames"
             raise LatentFileError(f"{self.path} has a damaged header: {found}.")
         if sums is not None and (anchors is None or (sums.dtype, sums.shape) != ("U64", anchors.shape[:1])):
             raise LatentFileError(f"{self.path} has a damaged header: the checksums of its anchors are not one for each.")

@@ -37,7 +37,7 @@ class LatentWriter:
 
     As a context manager it removes the unfinished file unless `close` was reached; with a journal, what came from outside
     (`may_go_on`) keeps it for a later run. Anchors are kept in a hidden file of their own, `.NAME.anchors`, until `close`.
-    Memory: one chunk in the file's dtype, 16 bytes per chunk and anchor, and blocks of 1 MiB of what is stored from a file.
+    Memory: one chunk in the file's dtype, two numbers per chunk and anchor, and blocks of 1 MiB of what is stored from a file.
 
     Attributes:
         journal: of the run that was described, else None.

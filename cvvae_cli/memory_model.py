@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from cvvae_cli.autoencoder import Autoencoder
-from cvvae_cli.config import CompactConfig, Tiling
+from cvvae_cli.config import SHORTEST_CHUNK, CompactConfig, Tiling
 from cvvae_cli.geometry import RGB, cell_count, chunk_stride, latent_frame_count, tile_windows
 from cvvae_cli.geometry import SPATIAL_COMPRESSION_RATIO as CELL
 from cvvae_cli.geometry import TEMPORAL_COMPRESSION_RATIO as STEP
-from cvvae_cli.host_memory import available_bytes
+from cvvae_cli.host_memory import available_bytes, keep_freed_memory
 from cvvae_cli.peak_memory import MIB, is_out_of_memory, peak_memory
 from cvvae_cli.tiling import smaller_tiling
 
@@ -33,7 +33,17 @@ NORMED_TILES, NORMED_CHUNK = (576, 512, 448, 384, 320, 256, 192, 128, 64), 17
 # The compact family looks only a few cells and latent frames around, so larger windows cost memory and nothing else.
 FREE_TILES, FREE_CHUNKS = (2048, 1536, 1024, 768, 512, 384, 256, 128, 64), (33, 17)
 
+# Bytes. Clearing new pages is a fifth of the compact family's time. The official networks compute far longer on a block than
+# that takes, and what is kept in pieces of other sizes would be as much again as what they need.
+KEPT_BLOCK, KEPT_NORMED_BLOCK = 1 << 30, 256 << 20
+
 _MEASURED: "WeakKeyDictionary[Autoencoder, dict[tuple[torch.device, torch.dtype], WindowMemory]]" = WeakKeyDictionary()
+
+
+def keep_memory(model: Autoencoder) -> None:
+    """On a CPU, have the process keep what the model frees, as far as that pays."""
+    if model.device.type == "cpu":
+        keep_freed_memory(KEPT_BLOCK if isinstance(model.config, CompactConfig) else KEPT_NORMED_BLOCK)
 
 
 @dataclass(frozen=True)
@@ -122,19 +132,30 @@ def fitting_tiling(model: Autoencoder, height: int, width: int, deep: bool = Fal
     return best_tiling(model, height, width, memory, memory_budget(model.device), deep) if memory.per_pixel else Tiling()
 
 
-def tiling_within(model: Autoencoder, tiling: Tiling | None, height: int, width: int, deep: bool = False) -> Tiling:
+def tiling_within(
+    model: Autoencoder, tiling: Tiling | None, frames: int, height: int, width: int, deep: bool = False
+) -> Tiling:
     """`tiling`, or the same with smaller tiles, or else shorter chunks, where it would not fit the device's memory; a new one for None.
 
     The release's algorithm keeps its tiles, which are part of its result. Chunks do not get shorter than `NORMED_CHUNK`.
+
+    Args:
+        model: on the device; runs one small window each way.
+        tiling: as recorded.
+        frames: of the video, 1 + 4k; a chunk holds no more.
+        height, width: of the video in pixels.
+        deep: its frames have 16 bits.
     """
     if tiling is None:
         return fitting_tiling(model, height, width, deep)
     memory, budget = measure_windows(model), memory_budget(model.device)
+    longest = max(SHORTEST_CHUNK, frames)
     fitting = tiling
-    while tiling_bytes(fitting, height, width, memory, model.device, deep) > budget:
+    while tiling_bytes(_in_chunks_of(longest, fitting), height, width, memory, model.device, deep) > budget:
         smaller = smaller_tiling(fitting) if tiling.mode == "blend" else None
         if smaller is None:
-            tiling = _shorter_chunks(tiling)
+            held = min(tiling.chunk, longest)
+            tiling = _in_chunks_of(max(NORMED_CHUNK, 1 + (held - 1) // 2 // STEP * STEP), tiling)
             if tiling.chunk >= fitting.chunk:
                 break
             smaller = tiling
@@ -142,9 +163,9 @@ def tiling_within(model: Autoencoder, tiling: Tiling | None, height: int, width:
     return fitting
 
 
-def _shorter_chunks(tiling: Tiling) -> Tiling:
-    """The same with chunks of half the length, which keep their overlap where they can."""
-    chunk = min(tiling.chunk, max(NORMED_CHUNK, 1 + (tiling.chunk - 1) // 2 // STEP * STEP))
+def _in_chunks_of(longest: int, tiling: Tiling) -> Tiling:
+    """The same with chunks of `longest` frames, 1 + 4k, where they are longer; they keep their overlap where they can."""
+    chunk = min(tiling.chunk, longest)
     return replace(tiling, chunk=chunk, chunk_overlap=min(tiling.chunk_overlap, chunk - 1 - STEP))
 
 

@@ -22,7 +22,7 @@ from cvvae_cli.decoding import DecodeOptions, DecodeReport, decode_file
 from cvvae_cli.encoding import EncodeOptions, EncodeReport, encode_file
 from cvvae_cli.errors import QualityError
 from cvvae_cli.fidelity import ErrorProfile, Harm, cut_of, harm_of
-from cvvae_cli.geometry import DEEP_LEVELS
+from cvvae_cli.geometry import DEEP_LEVELS, frame_count
 from cvvae_cli.host_memory import peak_bytes
 from cvvae_cli.latent_video import LatentVideo, check_model
 from cvvae_cli.media import keep_inputs
@@ -156,7 +156,8 @@ def check_latents(
     check_model(latents, model)
     with closing(SourceComparison(source, latents)) as comparison, torch.inference_mode():
         deep = comparison.deep
-        plan = Plan(tiling or tiling_within(model, latents.tiling, latents.height, latents.width, deep))
+        size = (frame_count(latents.latent_frames), latents.height, latents.width)
+        plan = Plan(tiling or tiling_within(model, latents.tiling, *size, deep))
         for index, frame in enumerate(decoded_frames(latents, model, plan, 0, latents.num_frames, deep=deep), 1):
             comparison.add(frame)
             progress(index, latents.num_frames)

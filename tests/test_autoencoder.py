@@ -1,5 +1,6 @@
 """The whole networks against the official code's outputs, and the promises of encode and decode."""
 
+import dataclasses
 import itertools
 import weakref
 
@@ -60,15 +61,17 @@ def test_training_mode_computes_the_same(golden_model: Autoencoder) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.inference_mode()
 def test_no_level_holds_its_input_to_its_end(variant: Variant) -> None:
-    decoder = Autoencoder(TINY[variant]).decoder
+    model = Autoencoder(dataclasses.replace(TINY[variant], blocks_per_level=2))
     seen: list[weakref.ref[torch.Tensor]] = []
     alive: list[bool] = []
-    for before, level in itertools.pairwise(decoder.levels):
-        before.upsample.register_forward_hook(lambda module, inputs, out: seen.append(weakref.ref(out)))
-        # The second of the level's blocks works on the first one's output.
-        level.blocks[1].second.conv.register_forward_pre_hook(lambda module, inputs: alive.append(seen[-1]() is not None))
-    decoder(torch.randn(1, TINY[variant].latent_channels, 2, 2, 2))
-    assert alive == [False] * 3
+    for network, resample in ((model.encoder, "downsample"), (model.decoder, "upsample")):
+        for before, level in itertools.pairwise(network.levels):
+            getattr(before, resample).register_forward_hook(lambda module, inputs, out: seen.append(weakref.ref(out)))
+            # The second of the level's blocks works on the first one's output.
+            level.blocks[1].second.conv.register_forward_pre_hook(lambda module, inputs: alive.append(seen[-1]() is not None))
+    model.encode(torch.randn(1, 3, 5, 16, 16))
+    model.decode(torch.randn(1, TINY[variant].latent_channels, 2, 2, 2))
+    assert alive == [False] * 6
 
 
 @pytest.mark.parametrize("config", [*TINY.values(), TINY_COMPACT], ids=["sd21", "sd3", "compact"])

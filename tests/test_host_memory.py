@@ -72,8 +72,8 @@ from cvvae_cli.host_memory import keep_freed_memory, return_freed_memory
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
 
-if sys.argv[1] == "keep":
-    keep_freed_memory()
+if int(sys.argv[1]):
+    keep_freed_memory(int(sys.argv[1]) << 20)
 before = resident()
 data = bytearray(b"x") * (200 << 20)
 held = resident()
@@ -86,10 +86,10 @@ print(before, held, freed, resident())
 
 @needs_proc
 @needs_glibc
-@pytest.mark.parametrize("kept", [False, True])
-def test_freed_memory_is_kept_when_asked_and_given_back_when_asked(kept):
+@pytest.mark.parametrize(("largest", "kept"), [(0, False), (100, False), (256, True), (1024, True)])
+def test_freed_memory_is_kept_when_asked_and_given_back_when_asked(largest, kept):
     found = subprocess.run(
-        [sys.executable, "-c", SCRIPT, "keep" if kept else "leave"],
+        [sys.executable, "-c", SCRIPT, str(largest)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

@@ -166,22 +166,25 @@ def test_a_budget_is_a_power_of_two_that_the_machine_has():
 def test_recorded_tiles_are_kept_where_they_fit():
     model = random_model(TINY)
     for tiling in (Tiling(72, 24, 8, 33), Tiling(64, 0, batch=2), Tiling.official(72)):
-        assert tiling_within(model, tiling, 45, 61) == tiling
-    assert tiling_within(model, None, 45, 61) == fitting_tiling(model, 45, 61)
+        assert tiling_within(model, tiling, 25, 45, 61) == tiling
+    assert tiling_within(model, None, 25, 45, 61) == fitting_tiling(model, 45, 61)
 
 
 @needs_proc
 def test_recorded_tiles_that_do_not_fit_are_halved_and_chunks_only_where_tiles_do_not_help():
     model = random_model(TINY)
     vast = (40000, 40000)  # whose frames alone no machine holds
-    assert tiling_within(model, Tiling(1000, 64, 8, 33, batch=5), *vast) == Tiling(120, 30, 8, 17)
-    assert tiling_within(model, Tiling(64, 0, 28, 37), *vast) == Tiling(64, 0, 12, 17)
-    assert tiling_within(model, Tiling(64, 0, 4, 13), *vast) == Tiling(64, 0, 4, 13)
-    assert tiling_within(model, Tiling.official(576), *vast) == Tiling.official(576)
-    assert tiling_within(model, replace(Tiling.official(576), chunk=1025), *vast) == Tiling.official(576)
+    assert tiling_within(model, Tiling(1000, 64, 8, 33, batch=5), 4097, *vast) == Tiling(120, 30, 8, 17)
+    assert tiling_within(model, Tiling(64, 0, 28, 37), 4097, *vast) == Tiling(64, 0, 12, 17)
+    assert tiling_within(model, Tiling(64, 0, 4, 13), 4097, *vast) == Tiling(64, 0, 4, 13)
+    assert tiling_within(model, Tiling.official(576), 4097, *vast) == Tiling.official(576)
+    assert tiling_within(model, replace(Tiling.official(576), chunk=1025), 4097, *vast) == Tiling.official(576)
     # Frames of 24 bytes a pixel alone decide here.
     size = math.isqrt(memory_budget(CPU) // (24 * 200))
-    assert tiling_within(model, Tiling(64, 0, 4, 1025), size, size).chunk == 129
+    assert tiling_within(model, Tiling(64, 0, 4, 1025), 4097, size, size).chunk == 129
+    # A video that ends before its chunk takes no more than it has.
+    assert tiling_within(model, Tiling(64, 0, 4, 1025), 101, size, size).chunk == 1025
+    assert tiling_within(model, Tiling(64, 0, 4, 1025), 321, size, size).chunk == 161
 
 
 @needs_proc

@@ -11,6 +11,7 @@ from test_anchors import TILINGS, encode, stored_anchors
 from test_latent_file import forge
 from xxhash import xxh3_64_hexdigest, xxh3_64_intdigest
 
+from cvvae_cli import latent_file
 from cvvae_cli.anchors import Anchors
 from cvvae_cli.config import Tiling
 from cvvae_cli.decoding import DecodeOptions, decode_file
@@ -18,6 +19,7 @@ from cvvae_cli.encoding import encode_file
 from cvvae_cli.errors import LatentFileError
 from cvvae_cli.latent_file import LatentReader
 from cvvae_cli.latent_writer import LatentWriter
+from cvvae_cli.safetensors_header import read_exactly
 
 folder, model = encoded_clip.folder, encoded_clip.model
 
@@ -153,6 +155,20 @@ def test_hostile_anchors_are_refused_in_a_sentence(whole, tmp_path, name, change
     assert str(caught.value).count(". ") == 0
 
 
+def test_verifying_holds_a_block_and_no_anchor(whole, monkeypatch):
+    sizes = []
+
+    def counting(file, start, size, path):
+        sizes.append(size)
+        return read_exactly(file, start, size, path)
+
+    with LatentReader(whole) as reader:
+        monkeypatch.setattr(latent_file, "read_exactly", counting)
+        monkeypatch.setattr(latent_file, "BLOCK", 64)
+        assert reader.damaged_tensors() == []
+        assert max(sizes) == 64 < reader.read_anchor(0).nbytes // 2
+
+
 def test_verifying_finds_damage_to_anchors_and_checksums_of_others(whole, tmp_path):
     for number in range(4):
         with LatentReader(damage(whole, tmp_path / "x", number)) as reader:
@@ -181,18 +197,29 @@ def test_anchors_come_back_rounded_to_the_files_type(tmp_path, dtype):
         for value in values:
             writer.append_anchor(value.numpy())
             writer.append(value[None].numpy())
+        writer.append(values[:1].numpy())
         rounded = values.to(kind).float().numpy()
         for number in (2, 0, 1):
             assert np.array_equal(writer.read_anchor(number), rounded[number])
             assert np.array_equal(writer.read(number, 3), rounded[number:])
-        assert (writer.num_anchors, writer.latent_bytes) == (3, 6 * 60 * kind.itemsize)
+        assert (writer.num_anchors, writer.latent_bytes) == (3, 7 * 60 * kind.itemsize)
         writer.close({}, {})
     with LatentReader(tmp_path / "x") as reader:
-        assert (reader.num_anchors, reader.latent_bytes) == (3, 6 * 60 * kind.itemsize)
+        assert (reader.num_anchors, reader.latent_bytes) == (3, 7 * 60 * kind.itemsize)
         anchors = Anchors(Tiling(chunk=25, chunk_overlap=12), reader.read_anchor)  # chunks start every 3 latent frames
         for number in (1, 2, 0):
             assert np.array_equal(anchors.read(3 * number + 3)[0, :, 0].numpy(), rounded[number])
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_more_anchors_than_chunks_can_be_are_refused(tmp_path):
+    with LatentWriter(tmp_path / "x", 1, 1, 2) as writer:
+        for _ in range(2):
+            writer.append_anchor(np.zeros((1, 1, 2), np.float32))
+            writer.append(np.zeros((1, 1, 1, 2), np.float32))
+        writer.close({}, {})
+    with pytest.raises(LatentFileError, match="2 anchors for 2 latent frames"):
+        LatentReader(tmp_path / "x")
 
 
 @pytest.mark.parametrize(("value", "dtype"), [(7e4, "float16"), (float("nan"), "bfloat16"), (float("inf"), "float32")])

@@ -1,11 +1,14 @@
 """Video on the standard output: a Matroska stream with sound, passed on as it is made, and a quiet end where nobody reads."""
 
 import contextlib
+import fcntl
 import io
 import os
 import pty
 import resource
 import signal
+import sys
+import termios
 import threading
 from collections.abc import Iterator
 from fractions import Fraction
@@ -126,8 +129,15 @@ def test_a_full_disk_is_said_and_no_frame_is_too(tmp_path: Path) -> None:
 def test_a_reader_that_stands_still_does_not_hold_up_an_interrupt(folder: Path, model: Autoencoder) -> None:
     source, target = os.pipe()
     kept = signal.signal(signal.SIGINT, signal.default_int_handler)
-    interrupt = threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT))
     rescued = threading.Event()
+
+    def interrupt_when_full() -> None:
+        waiting, looks = bytearray(4), [0]
+        while not looks[-1] or looks[-5:] != looks[-1:] * 5:  # it takes no more
+            rescued.wait(0.1)
+            fcntl.ioctl(source, termios.FIONREAD, waiting)
+            looks.append(int.from_bytes(waiting, sys.byteorder))
+        os.kill(os.getpid(), signal.SIGINT)
 
     def read_on() -> None:  # so that a run that waits for its reader fails here, and does not hang
         rescued.set()
@@ -136,12 +146,13 @@ def test_a_reader_that_stands_still_does_not_hold_up_an_interrupt(folder: Path, 
 
     rescue = threading.Timer(30, read_on)
     try:
-        interrupt.start(), rescue.start()
+        threading.Thread(target=interrupt_when_full).start()
+        rescue.start()
         with standard_output(target), pytest.raises(KeyboardInterrupt):
             decode_file(folder / "clip.latent", "-", model=model, options=LOSSLESS)
         assert not rescued.is_set()
     finally:
-        interrupt.cancel(), rescue.cancel()
+        rescue.cancel()
         signal.signal(signal.SIGINT, kept)
         os.close(source)
 

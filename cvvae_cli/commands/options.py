@@ -12,7 +12,6 @@ import typer
 from cvvae_cli.config import Tiling
 from cvvae_cli.errors import CvvaeError, DeviceError, LatentFileError, ModelError, OutputError, UsageError, VideoError
 from cvvae_cli.geometry import SPATIAL_COMPRESSION_RATIO as CELL
-from cvvae_cli.host_memory import keep_freed_memory
 from cvvae_cli.model_names import KNOWN_MODELS, hub_folder, shown_name
 from cvvae_cli.picture_sequence import find_sequence, is_sequence
 from cvvae_cli.reading import Reading
@@ -256,13 +255,14 @@ def encoder_options_of(pairs: list[str] | None) -> tuple[tuple[str, str], ...]:
 def model_of(name: str | None, revision: str | None, device: str, dtype: str) -> "Autoencoder":
     """Load the model that the options name; without a name the default."""
     from cvvae_cli.checkpoint import load_model, resolve_device, resolve_dtype
+    from cvvae_cli.memory_model import keep_memory
 
     target = resolve_device(device)
     if target.type not in ("cpu", "cuda"):
         raise DeviceError(f"Device {device!r} is not supported; pass cpu, cuda, cuda:N or auto.")
-    if target.type == "cpu":
-        keep_freed_memory()
-    return load_model(name or "default", target, resolve_dtype(dtype, target), revision)
+    model = load_model(name or "default", target, resolve_dtype(dtype, target), revision)
+    keep_memory(model)
+    return model
 
 
 def model_of_latents(path: Path, name: str | None, revision: str | None, device: str, dtype: str) -> "Autoencoder":
