@@ -35,7 +35,7 @@ FREE_TILES, FREE_CHUNKS = (2048, 1536, 1024, 768, 512, 384, 256, 128, 64), (33, 
 
 # Bytes. Clearing new pages is a fifth of the compact family's time. The official networks compute far longer on a block than
 # that takes, and what is kept in pieces of other sizes would be as much again as what they need.
-KEPT_BLOCK, KEPT_NORMED_BLOCK = 1 << 30, 256 << 20
+KEPT_BLOCK, KEPT_NORMED_BLOCK = 1 << 30, 64 << 20
 
 _MEASURED: "WeakKeyDictionary[Autoencoder, dict[tuple[torch.device, torch.dtype], WindowMemory]]" = WeakKeyDictionary()
 
