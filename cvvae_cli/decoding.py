@@ -201,7 +201,6 @@ class _Decoding:
         self.writer: Writer | None = None
         self._stream: StandardOutput | None = None
         self.done = 0  # frames of an earlier run
-        self._output, self._part_frames = Path(), 0  # and how many frames a part has that the writer keeps for a later run
         self._notes: list[str] = []
         self._damage: list[str] = []
         if options.keep_going:
@@ -226,7 +225,6 @@ class _Decoding:
             run = describe_run(sources, self.model, self.tiling, shaping, parts)
         self.writer = self._opened(Path(output), sound, segment_frames, run)
         self.done = self.writer.frames
-        self._output, self._part_frames = Path(output), 1 if isinstance(self.writer, PictureWriter) else segment_frames
         if latents.bit_depth > 8 and not self.writer.deep:
             found = f"The source has {latents.bit_depth} bits for each colour, of which 8 are written"
             self._notes.append(f"{found}; --depth 10 keeps more.")
@@ -333,10 +331,12 @@ class _Decoding:
 
     def _note_compared(self, frames: int) -> None:
         """What was found so far into the journal, where a part ends: before the part itself, which is of no use without."""
-        ends = frames % self._part_frames == 0 or frames == self.stop - self.first
-        if ends and self.against is not None and self.writer is not None and self.writer.journal is not None:
-            with told_on_failure(self._output):
-                self.writer.journal.add([COMPARED, frames, self.against.sums])
+        writer = self.writer
+        if self.against is None or writer is None or writer.journal is None:
+            return
+        if frames % writer.part_frames == 0 or frames == self.stop - self.first:
+            with told_on_failure(writer.path):
+                writer.journal.add([COMPARED, frames, self.against.sums])
 
 
 def _cut_otherwise(recorded: Tiling | None, tiling: Tiling) -> list[str]:

@@ -33,8 +33,8 @@ NORMED_TILES, NORMED_CHUNK = (576, 512, 448, 384, 320, 256, 192, 128, 64), 17
 # The compact family looks only a few cells and latent frames around, so larger windows cost memory and nothing else.
 FREE_TILES, FREE_CHUNKS = (2048, 1536, 1024, 768, 512, 384, 256, 128, 64), (33, 17)
 
-# Bytes. Clearing new pages is a fifth of the compact family's time. The official networks compute far longer on a block than
-# that takes, and what is kept in pieces of other sizes would be as much again as what they need.
+# Bytes. Clearing new pages costs the compact family's time. The official networks compute far longer on a block than that takes,
+# and of theirs much would be kept in pieces that fit nothing.
 KEPT_BLOCK, KEPT_NORMED_BLOCK = 1 << 30, 64 << 20
 
 _MEASURED: "WeakKeyDictionary[Autoencoder, dict[tuple[torch.device, torch.dtype], WindowMemory]]" = WeakKeyDictionary()

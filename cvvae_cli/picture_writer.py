@@ -42,9 +42,12 @@ class PictureWriter:
         path: the pattern.
         notes: one sentence for everything that could not be done exactly.
         deep: more than 8 bits per component are written.
+        part_frames: what a later run goes on behind, a picture.
         frames: pictures that are there, those of an earlier run with them.
         journal: of the run that was described, else None.
     """
+
+    part_frames = 1
 
     def __init__(
         self, path: Path, pictures: Pictures, encoding: Encoding, overwrite: bool = False, run: dict | None = None

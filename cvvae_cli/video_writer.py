@@ -44,6 +44,7 @@ class VideoWriter:
         path: the file.
         notes: one sentence for everything that could not be done exactly.
         deep: more than 8 bits per component are written.
+        part_frames: frames of a segment, which is what a later run goes on behind; None where all are one.
         frames: frames written so far, those of an earlier run with them: the next one to `write` is this one.
         journal: of the run that was described, else None.
     """
@@ -78,7 +79,7 @@ class VideoWriter:
         self.path = path
         self.notes: list[str] = []
         self.journal: RunJournal | None = None
-        self._time_base, self._segment_frames = pictures.time_base, segment_frames
+        self._time_base, self.part_frames = pictures.time_base, segment_frames
         self._offset = round(beside.origin / pictures.time_base)
         self._durations: dict[int, int] = {}
         self._overwrite = overwrite
@@ -130,7 +131,7 @@ class VideoWriter:
             assert self._packets is not None
             self._packets.append(self._encoder.encode(rgb, shown, duration), self._durations)
             self.frames += 1
-            if self.frames - self._packets.frames == self._segment_frames:
+            if self.frames - self._packets.frames == self.part_frames:
                 self._end_segment()
 
     def _end_segment(self) -> None:

@@ -141,6 +141,15 @@ def test_residual_block_without_change_of_width_adds_its_input() -> None:
     assert torch.equal(block(x), x)
 
 
+@torch.no_grad()
+def test_what_is_padded_is_normalised_into_its_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = NormConv(GroupNorm(4, 8), PaddedConv3d(8, 8, STYLES["sd3"].encoder))
+    x = video(1, 8, 3, 4, 4)
+    expected = pad3d_reference(F.silu(layer.norm(x)), layer.conv.rest, *layer.conv.modes)
+    monkeypatch.setattr(layers, "silu_pad", pytest.fail)
+    torch.testing.assert_close(layer.prepare(x), expected)
+
+
 def in_turn(blocks: Iterable[ResidualBlock], x: Tensor, moments: Moments | None) -> tuple[Tensor, Moments | None]:
     for block in blocks:
         x, moments = run_block(block, x, moments)

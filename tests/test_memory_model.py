@@ -1,9 +1,13 @@
 """Which tiles fit: against loops that cut for real, sums by hand, and what a larger window was seen to take."""
 
 import math
+import os
 import platform
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -160,6 +164,35 @@ def test_models_with_norms_are_measured_in_each_dtype():
 def test_a_budget_is_a_power_of_two_that_the_machine_has():
     budget = memory_budget(CPU)
     assert budget == 2 ** (budget.bit_length() - 1)
+
+
+# Prints by how many MiB a process of a model is larger once it has freed 100 MiB.
+KEPT = """
+import os, sys
+import test_memory_model as here
+from cvvae_cli.memory_model import keep_memory
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
+
+keep_memory(here.random_model(getattr(here, sys.argv[1])))
+before = resident()
+data = bytearray(b"x") * (100 << 20)
+del data
+print(resident() - before)
+"""
+
+
+@needs_proc
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep little")
+def test_large_blocks_are_kept_for_the_compact_family_alone():
+    tests = Path(__file__).parent
+    paths = (tests, tests.parent, tests.parent / "kernels")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
+    for config, kept in (("TINY", True), ("NORMED", False)):
+        words = [sys.executable, "-c", KEPT, config]
+        more = int(subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout)
+        assert more > 90 if kept else more < 20
 
 
 @needs_proc

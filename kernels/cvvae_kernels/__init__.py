@@ -104,8 +104,8 @@ def has_norm_kernels(x: torch.Tensor) -> bool:
 def norms_while_padding(x: torch.Tensor, padding: Sequence[int]) -> bool:
     """Whether `group_statistics` and `norm_silu_pad` are a better way for x than torch's group norm and `silu_pad`.
 
-    With kernels of their own they are. On the CPU, without gradients, both take about as long, but what is normalised apart from
-    padding is another tensor of x's size; where nothing is to be padded, `silu_pad` needs none either.
+    With kernels of their own they are. On the CPU, without gradients, what is normalised apart from padding would be another tensor of
+    x's size; where nothing is to be padded, `silu_pad` needs none either.
     """
     if x.device.type != "cpu":
         return has_norm_kernels(x)
